@@ -1,0 +1,118 @@
+"""`edge-export build`: a recipe in, validated bundles and a report out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from exporter.cli.console import Console, pass_console, speaking
+from exporter.cli.text import inert, typed_path
+from exporter.errors import UsageError
+
+if TYPE_CHECKING:
+    from exporter.planning import Plan
+    from exporter.recipe import Recipe
+    from targets.base import Target
+
+DEFAULT_OUT = Path("edge-build")
+
+
+@click.command("build", short_help="Build, measure and publish what a recipe describes.")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option(
+    "--target",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Build for this target only; repeat for more. Default: every target of the recipe.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_OUT,
+    show_default=True,
+    help="Folder that receives NAME/VERSION/.",
+)
+@click.option(
+    "--plan", "only_plan", is_flag=True, help="Say what would be made and what is refused; make nothing."
+)
+@click.option(
+    "--trust-code",
+    is_flag=True,
+    help="Load a .pt2 or whole-module .pt, which can run code. Only for your own files.",
+)
+@speaking
+@pass_console
+def command(
+    console: Console, *, recipe: Path, names: tuple[str, ...], out: Path, only_plan: bool, trust_code: bool
+) -> None:
+    """Build every artifact that RECIPE's targets want, measure each, and publish all of them or none.
+
+    The result appears whole in OUT/NAME/VERSION/: one bundle per target, report.json and report.html.
+    """
+    again = " ".join(
+        ["edge-export build", typed_path(recipe), *(f"--target {inert(name)}" for name in names)]
+    )
+    build_recipe(console, BuildRequest(recipe, out, names, only_plan, trust_code, again))
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """What to build and where; `again` is the command that builds it, for people to paste."""
+
+    recipe: Path
+    out: Path
+    names: tuple[str, ...] = ()
+    only_plan: bool = False
+    trust_code: bool = False
+    again: str = ""
+
+
+def build_recipe(console: Console, request: BuildRequest) -> None:
+    """Plan and, unless that is all that was asked for, build; answer with the result."""
+    from exporter.planning import make_plan
+    from exporter.recipe import read_recipe
+
+    recipe = read_recipe(request.recipe)
+    plan = make_plan(recipe, choose_targets(recipe, request.names), trust_code=request.trust_code)
+    if request.only_plan:
+        from exporter.cli.plan_view import show_plan
+
+        show_plan(console, plan, request.again)
+        return
+    _require_folder(request.out)
+    _run(console, plan, request.out)
+
+
+def choose_targets(recipe: Recipe, names: Sequence[str]) -> dict[str, Target]:
+    """Return the targets to build for: those named, or else all tables of the recipe, in that order."""
+    from targets.discovery import get_target
+
+    return {name: get_target(name) for name in (names or recipe.targets)}
+
+
+def _require_folder(out: Path) -> None:
+    """Find out before the work, not after it, whether `out` can be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UsageError(
+            f"--out {out} cannot be a folder: {error.strerror}", fix="name a folder that can be written"
+        ) from error
+
+
+def _run(console: Console, plan: Plan, out: Path) -> None:
+    from exporter.cli.report_view import show_report
+
+    with console.work() as (progress, log):
+        # Inside the work: importing the frameworks is the first thing that takes seconds.
+        with progress.step("load the frameworks"):
+            from exporter.pipeline import build
+        result = build(plan, out=out, progress=progress, log=log)
+    show_report(console, result.path, result.report)
+    if console.verbose:
+        console.tell(f"log: {log}")

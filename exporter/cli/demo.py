@@ -1,0 +1,47 @@
+"""`edge-export demo`: the whole job on a built-in model, offline."""
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+
+import click
+
+from exporter.cli.build import DEFAULT_OUT, BuildRequest, build_recipe
+from exporter.cli.console import Console, pass_console, speaking
+
+
+@click.command("demo", short_help="Do the whole job on a built-in model, offline.")
+@click.option(
+    "--model",
+    type=click.Choice(["cnn", "vit"]),
+    default="cnn",
+    show_default=True,
+    help="A convolutional network or a vision transformer, both trained on handwritten digits.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_OUT,
+    show_default=True,
+    help="Folder that receives NAME/VERSION/.",
+)
+@click.option(
+    "--plan", "only_plan", is_flag=True, help="Say what would be made and what is refused; make nothing."
+)
+@speaking
+@pass_console
+def command(console: Console, *, model: str, out: Path, only_plan: bool) -> None:
+    """Do the whole job on a small trained model that ships with the tool; needs no network.
+
+    Its recipe is a good one to copy: the end of the run says where it is.
+    """
+    request = BuildRequest(
+        demo_recipe(model), out, only_plan=only_plan, again=f"edge-export demo --model {model}"
+    )
+    build_recipe(console, request)
+
+
+def demo_recipe(model: str) -> Path:
+    """Return the path of the built-in recipe of `model` (`cnn` or `vit`)."""
+    return Path(str(importlib.resources.files("exporter"))) / "demo" / f"digits-{model}.toml"

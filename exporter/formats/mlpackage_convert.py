@@ -1,0 +1,257 @@
+"""The child process of `mlpackage`: program → ML Program → compressed weights → a folder with canonical bytes."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import coremltools
+import numpy as np
+from coremltools.optimize import coreml as compress
+
+from exporter import files
+from exporter.artifacts import TensorSpec, to_plain
+from exporter.errors import UnsupportedError
+from exporter.formats.mlpackage_graph import (
+    WEIGHT_OPERANDS,
+    coverage,
+    is_stored_float,
+    operands,
+    operations,
+    read_program,
+    read_spec,
+)
+from exporter.formats.mlpackage_program import Provenance, fold_constants, load_program, provenance
+from exporter.formats.tflite_float import check_weights, specs_from_json
+from exporter.schemes import Method, Scheme
+
+_BLOCK_SIZES = (128, 64, 32)
+_NAMESPACE = uuid.UUID("7d0b0c5e-7f2f-5c55-9a3a-0d3b8b8e9f10")
+
+
+def convert(request: dict[str, Any]) -> dict[str, Any]:
+    """Write the package at `request["path"]` and return `{inputs, outputs, layers, notes}`, JSON-ready.
+
+    `request` holds `program`, `path`, `scheme`, `keep`, and `inputs` and `outputs` as lists of
+    `{name, dtype, shape}` with fixed shapes.
+    """
+    scheme, keep = Scheme.parse(request["scheme"]), tuple(request["keep"])
+    path, program = Path(request["path"]), Path(request["program"])
+    with _scratch():
+        exported = load_program(program)
+        check_weights(exported, program)
+        inputs, outputs = specs_from_json(request["inputs"]), specs_from_json(request["outputs"])
+        model, exported = _to_ml_program(exported, inputs, outputs, scheme, program)
+        names = provenance(exported)
+        model, reasons, notes = _compress(model, scheme, keep, names)
+        _write_package(model, path)
+    spec = read_spec(path)
+    default = "the weight's shape allows no block" if not scheme.is_float else f"the scheme is {scheme}"
+    covered = coverage(read_program(path, spec), lambda op: _display(op, names), reasons, default)
+    if not scheme.is_float and not covered.quantized_count:
+        raise UnsupportedError(
+            f"{path.name}: nothing could be quantised",
+            fix="use mlpackage:float16, or look at the reason of each operator in the details",
+            details={"left_float": covered.reasons()},
+        )
+    return {
+        "inputs": _features(spec.description.input),
+        "outputs": _features(spec.description.output),
+        "layers": to_plain(covered.layers),
+        "notes": notes,
+    }
+
+
+@contextmanager
+def _scratch() -> Iterator[None]:
+    """Send coremltools' temporary packages to a folder that is removed: the child skips its exit handlers."""
+    previous = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="edge-coreml-") as folder:
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = previous
+
+
+def _to_ml_program(
+    exported: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], scheme: Scheme, program: Path
+) -> tuple[Any, Any]:
+    """Return the converted model and the program it came from (with constants folded if it had to be)."""
+    try:
+        return _convert(exported, inputs, outputs, scheme), exported
+    except (NotImplementedError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
+        folded = fold_constants(exported)
+    try:
+        return _convert(folded, inputs, outputs, scheme), folded
+    except (NotImplementedError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        line = next((text for text in str(error).splitlines() if text.strip()), type(error).__name__)
+        raise UnsupportedError(
+            f"coremltools cannot convert {program.name}: {line.strip()[:300]}",
+            fix="rewrite that operator in the model, or leave the .mlpackage artifacts out of the recipe",
+        ) from error
+
+
+def _convert(
+    exported: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], scheme: Scheme
+) -> Any:
+    single = scheme.is_float and scheme.weight_bits == 32
+    return coremltools.convert(
+        exported,
+        convert_to="mlprogram",
+        inputs=[coremltools.TensorType(s.name, shape=s.shape, dtype=_boundary(s.dtype)) for s in inputs],
+        outputs=[coremltools.TensorType(s.name, dtype=_boundary(s.dtype)) for s in outputs],
+        # int4 in blocks is an iOS 18 operator; everything else here exists since iOS 16.
+        minimum_deployment_target=coremltools.target.iOS18 if scheme.weight_bits == 4 else coremltools.target.iOS16,
+        compute_precision=coremltools.precision.FLOAT32 if single else coremltools.precision.FLOAT16,
+        skip_model_load=True,
+    )
+
+
+def _boundary(dtype: str) -> type:
+    # Apps feed and read ordinary arrays; Core ML multi-arrays have neither int64 nor bool.
+    return np.float32 if dtype.startswith("float") else np.int32
+
+
+def _compress(
+    model: Any, scheme: Scheme, keep: Sequence[str], names: Provenance
+) -> tuple[Any, dict[str, str], list[str]]:
+    """Return the model with its weights compressed, why some were not (by constant name), and notes."""
+    if scheme.method is not Method.WEIGHT_ONLY:
+        return model, {}, []
+    configs: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    eight = 0
+    kept: set[str] = set()
+    for operation, weight in _weights(model._mil_program):
+        candidates = _candidates(operation, weight, names)
+        if matched := {pattern for pattern in keep if any(fnmatch.fnmatchcase(c, pattern) for c in candidates)}:
+            kept |= matched
+            reasons[weight.name] = "named in keep"
+            configs[weight.name] = None
+        elif weight.name not in configs:
+            configs[weight.name], bits = _weight_config(operation, weight, scheme)
+            eight += bits > scheme.weight_bits
+    chosen = compress.OptimizationConfig(global_config=None, op_name_configs=configs)
+    notes = [f"keep pattern {pattern!r} matched no operator of this file" for pattern in keep if pattern not in kept]
+    if eight:
+        notes.append(f"{eight} weights are int8 instead of int4: their input channels do not divide into blocks of 32")
+    # Constants take the suffix of their compressed form; reasons go by the name in the finished file.
+    return compress.linear_quantize_weights(model, chosen), reasons, notes
+
+
+def _weights(program: Any) -> Iterator[tuple[Any, Any]]:
+    for operation in operations(program):
+        weight = operation.inputs.get(WEIGHT_OPERANDS.get(operation.op_type, ""))
+        if weight is not None and is_stored_float(weight) and len(weight.shape) >= 2:
+            yield operation, weight
+
+
+def _weight_config(operation: Any, weight: Any, scheme: Scheme) -> tuple[Any, int]:
+    """Return coremltools' configuration for one weight and the bits it gives."""
+    per_channel = {"mode": "linear_symmetric", "granularity": "per_channel", "weight_threshold": 0}
+    if scheme.weight_bits == 8:
+        return compress.OpLinearQuantizerConfig(dtype="int8", **per_channel), 8
+    width = _reduced_axis(operation, weight)
+    asked = scheme.block_size or 0
+    if 1 < width <= asked and width % 32 == 0:
+        # One block spans all input channels, which is one scale a channel.
+        return compress.OpLinearQuantizerConfig(dtype="int4", **per_channel), 4
+    block = next((size for size in _BLOCK_SIZES if size <= asked and width % size == 0), 0)
+    if not block:
+        return compress.OpLinearQuantizerConfig(dtype="int8", **per_channel), 8
+    return compress.OpLinearQuantizerConfig(
+        mode="linear_symmetric", dtype="int4", granularity="per_block", block_size=block, weight_threshold=0
+    ), 4
+
+
+def _reduced_axis(operation: Any, weight: Any) -> int:
+    match operation.op_type:
+        case "matmul":
+            flipped = operation.transpose_y is not None and bool(operation.transpose_y.val)
+            return int(weight.shape[-1 if flipped else -2])
+        case "conv_transpose":
+            return int(weight.shape[0])
+    return int(weight.shape[1])
+
+
+def _candidates(operation: Any, weight: Any, names: Provenance) -> set[str]:
+    """Return the names a `keep` glob may use: Core ML's, the torch module's, its parents', its parameters'."""
+    found = {weight.name, operation.name}
+    for path in _paths(operation, names):
+        steps = path.split(".")
+        found.update(".".join(steps[:count]) for count in range(1, len(steps) + 1))
+        found.update({f"{path}.weight", f"{path}.bias"})
+    return found
+
+
+def _paths(operation: Any, names: Provenance) -> tuple[str, ...]:
+    own = operation.outputs[0].name
+    parameters = [variable.name for variable in operands(operation) if variable.op is not None and variable.op.op_type.startswith("const")]
+    return names.of(own, *parameters)
+
+
+def _display(operation: Any, names: Provenance) -> str:
+    paths = _paths(operation, names)
+    return f"{'+'.join(paths)}/{operation.outputs[0].name}" if paths else str(operation.outputs[0].name)
+
+
+def _write_package(model: Any, path: Path) -> None:
+    """Write the package as one appearing folder with canonical bytes.
+
+    Dates, versions and random identifiers are dropped, map entries sorted (protobuf's deterministic form).
+    """
+    spec = model.get_spec()
+    spec.description.metadata.Clear()
+    weights = Path(model.weights_dir) / "weight.bin" if model.weights_dir else None
+    with files.appear_at_once(path) as folder:
+        data = folder / "Data" / "com.apple.CoreML"
+        (data / "weights").mkdir(parents=True)
+        (data / "model.mlmodel").write_bytes(spec.SerializeToString(deterministic=True))
+        entries = {"model.mlmodel": ("model.mlmodel", "CoreML Model Specification")}
+        if weights is not None and weights.is_file():
+            (data / "weights" / "weight.bin").write_bytes(weights.read_bytes())
+            entries["weights"] = ("weights", "CoreML Model Weights")
+        (folder / "Manifest.json").write_text(_manifest(entries), encoding="utf-8")
+
+
+def _manifest(entries: dict[str, tuple[str, str]]) -> str:
+    identifiers = {name: str(uuid.uuid5(_NAMESPACE, name)) for name in entries}
+    manifest = {
+        "fileFormatVersion": "1.0.0",
+        "itemInfoEntries": {
+            identifiers[name]: {
+                "author": "com.apple.CoreML",
+                "description": description,
+                "name": name,
+                "path": f"com.apple.CoreML/{relative}",
+            }
+            for name, (relative, description) in entries.items()
+        },
+        "rootModelIdentifier": identifiers["model.mlmodel"],
+    }
+    return json.dumps(manifest, indent=4, sort_keys=True) + "\n"
+
+
+def _features(features: Any) -> list[dict[str, Any]]:
+    from coremltools.proto import FeatureTypes_pb2
+
+    names = {
+        number: name.lower() for name, number in FeatureTypes_pb2.ArrayFeatureType.ArrayDataType.items()
+    }
+    return [
+        {
+            "name": feature.name,
+            "dtype": {"double": "float64"}.get(
+                names[feature.type.multiArrayType.dataType], names[feature.type.multiArrayType.dataType]
+            ),
+            "shape": list(feature.type.multiArrayType.shape),
+        }
+        for feature in features
+    ]

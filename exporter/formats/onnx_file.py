@@ -1,0 +1,45 @@
+"""`.onnx` files: the ONNX graph under a scheme, with named axes kept or fixed."""
+
+from __future__ import annotations
+
+import time
+
+import onnx_ir as ir
+
+from exporter.artifacts import Artifact, Shapes
+from exporter.files import digest, size_bytes
+from exporter.formats.base import ProduceRequest
+from exporter.stages.quantize import quantize
+from exporter.stages.tidy import fix_axes, save_onnx
+
+
+def produce(request: ProduceRequest) -> Artifact:
+    """Write the `.onnx` artifact that `request` asks for and return it.
+
+    Raises what `exporter.stages.quantize.quantize` raises.
+    """
+    started = time.monotonic()
+    model = ir.load(request.onnx)
+    quantized, coverage = quantize(
+        model,
+        request.spec.scheme,
+        statistics=request.statistics,
+        rule=request.rule,
+        keep=request.keep,
+        axes=request.axes,
+    )
+    fixed = request.spec.shapes is Shapes.FIXED
+    if fixed:
+        quantized = fix_axes(quantized, request.axes)
+    files = save_onnx(quantized, request.path)
+    return Artifact(
+        spec=request.spec,
+        path=request.path,
+        size_bytes=sum(size_bytes(file) for file in files),
+        sha256=digest(request.path),
+        inputs=tuple(spec.fixed(request.axes) if fixed else spec for spec in request.inputs),
+        outputs=tuple(spec.fixed(request.axes) if fixed else spec for spec in request.outputs),
+        coverage=coverage,
+        companions=tuple(files[1:]),
+        seconds=time.monotonic() - started,
+    )

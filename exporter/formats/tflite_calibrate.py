@@ -1,0 +1,88 @@
+"""Ranges of a float `.tflite`'s own tensors, seen while the calibration samples run through it.
+
+The converter renames and fuses, so what was seen on the ONNX graph cannot be looked up here: the same samples
+are run again in the same order, one at a time, and only fixed-size sketches are kept. Replaces
+ai-edge-quantizer's calibrator, an exponential moving average whose result depends on the order of the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibration.ranges import Range, range_by
+from calibration.sketch import Sketch
+from exporter.errors import CalibrationError, InputError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def observe(model: Path, samples: Path, tensors: Collection[str]) -> dict[str, Sketch]:
+    """Return a sketch of every named float tensor of `model` over the `.npz` files in `samples`, by file name.
+
+    A sample holds one array per signature input; integers of 64 bits are narrowed to what the file takes.
+    Raises `CalibrationError` naming the sample and tensor for a missing input, a wrong shape, or a
+    non-finite value, and when there is no sample.
+    """
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    interpreter = Interpreter(
+        model_path=str(model),
+        num_threads=1,
+        experimental_preserve_all_tensors=True,
+        # XNNPACK computes several operators at once and leaves the tensors between them unwritten.
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    interpreter.allocate_tensors()
+    runner = interpreter.get_signature_runner()
+    wanted = {
+        detail["name"]: detail["index"]
+        for detail in interpreter.get_tensor_details()
+        if detail["name"] in set(tensors) and detail["dtype"] == np.float32
+    }
+    sketches = {name: Sketch.empty() for name in sorted(wanted)}
+    paths = sorted(samples.glob("*.npz"))
+    if not paths:
+        raise CalibrationError(f"{samples} holds no .npz sample", fix="give the recipe calibration data")
+    for path in paths:
+        runner(**_feeds(path, runner.get_input_details()))
+        for name, sketch in sketches.items():
+            _update(sketch, interpreter.get_tensor(wanted[name]), name, path)
+    return sketches
+
+
+def ranges(sketches: dict[str, Sketch], rule: str) -> dict[str, Range]:
+    """Return each tensor's range by the rule of that name (`calibration.ranges.RULES`)."""
+    try:
+        return {name: range_by(rule, sketch) for name, sketch in sketches.items()}
+    except ValueError as error:
+        raise InputError(f"no range rule is called {rule!r}", fix="use minmax, percentile, mse or entropy") from error
+
+
+def _update(sketch: Sketch, values: Array, name: str, path: Path) -> None:
+    try:
+        sketch.update(values)
+    except CalibrationError as error:
+        raise CalibrationError(f"tensor {name} {error.cause}, for sample {path.name}", fix=error.fix) from error
+
+
+def _feeds(path: Path, details: dict[str, dict[str, Any]]) -> dict[str, Array]:
+    feeds: dict[str, Array] = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for name, detail in details.items():
+            if name not in arrays:
+                raise CalibrationError(
+                    f"sample {path.name} lacks input {name!r}; it holds {', '.join(sorted(arrays)) or 'nothing'}",
+                    fix="name the arrays after the model's inputs",
+                )
+            expected = tuple(int(axis) for axis in detail["shape"])
+            if arrays[name].shape != expected:
+                raise CalibrationError(
+                    f"input {name!r} of sample {path.name} has shape {arrays[name].shape}, expected {expected}",
+                    fix="store one sample a file, in the shape that the .tflite is fixed to",
+                )
+            feeds[name] = arrays[name].astype(detail["dtype"], copy=False)
+    return feeds

@@ -1,0 +1,109 @@
+"""The child process of `tflite`: program → float `.tflite` → quantised `.tflite`, answered as JSON.
+
+Everything noisy, heavy and crash-prone happens here: torch, jax, litert-torch, ai-edge-quantizer and LiteRT.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from exporter import files
+from exporter.artifacts import to_plain
+from exporter.errors import UnsupportedError
+from exporter.formats.tflite_calibrate import observe, ranges
+from exporter.formats.tflite_coverage import coverage
+from exporter.formats.tflite_float import float_model, specs_from_json
+from exporter.formats.tflite_graph import NUMPY_DTYPES, TYPE_NAMES, read_model, shape_of
+from exporter.formats.tflite_policy import Decision, Treatment, decide, is_kept
+from exporter.formats.tflite_quantize import activations, quantize
+from exporter.schemes import Method, Scheme
+
+
+def convert(request: dict[str, Any]) -> dict[str, Any]:
+    """Write `request["path"]` and return `{inputs, outputs, layers, notes}` of the file, JSON-ready.
+
+    `request` holds `program`, `path`, `workdir`, `samples` (or null), `scheme`, `rule`, `keep`, and `inputs`
+    and `outputs` as lists of `{name, dtype, shape}` with fixed shapes.
+    """
+    scheme, keep = Scheme.parse(request["scheme"]), tuple(request["keep"])
+    inputs, outputs = specs_from_json(request["inputs"]), specs_from_json(request["outputs"])
+    made = float_model(Path(request["program"]), inputs, outputs, Path(request["workdir"]))
+    model = read_model(made.path.read_bytes())
+    decisions = decide(model, scheme, keep)
+    content = _content(made.path, model, decisions, request)
+    finished = read_model(content)
+    reasons = {decision.operator.name: decision.reason for decision in decisions}
+    covered = coverage(finished, reasons)
+    if not scheme.is_float and not covered.quantized_count:
+        raise UnsupportedError(
+            f"{Path(request['path']).name}: nothing could be quantised",
+            fix="use tflite:float16, or look at the reason of each operator in the details",
+            details={"left_float": covered.reasons()},
+        )
+    files.write_bytes(Path(request["path"]), content)
+    return {
+        "inputs": _specs(finished, "inputs"),
+        "outputs": _specs(finished, "outputs"),
+        "layers": to_plain(covered.layers),
+        "notes": _notes(scheme, decisions, keep, made.path.stat().st_size, len(content)),
+    }
+
+
+def _content(path: Path, model: Any, decisions: tuple[Decision, ...], request: dict[str, Any]) -> bytes:
+    if all(decision.treatment is Treatment.FLOAT for decision in decisions):
+        return path.read_bytes()
+    wanted = activations(model, decisions)
+    sketches = observe(path, Path(request["samples"]), wanted) if wanted else {}
+    return quantize(path, decisions, ranges(sketches, request["rule"]))
+
+
+def _specs(model: Any, side: str) -> list[dict[str, Any]]:
+    entries = getattr(model.signatureDefs[0], side)
+    tensors = model.subgraphs[0].tensors
+    return [
+        {
+            "name": entry.name.decode(),
+            "dtype": NUMPY_DTYPES[TYPE_NAMES[tensors[entry.tensorIndex].type]],
+            "shape": list(shape_of(model, entry.tensorIndex)),
+        }
+        for entry in entries
+    ]
+
+
+def _notes(
+    scheme: Scheme, decisions: tuple[Decision, ...], keep: tuple[str, ...], float_bytes: int, size: int
+) -> list[str]:
+    notes = [
+        f"keep pattern {pattern!r} matched no operator of this file"
+        for pattern in keep
+        if not any(is_kept(decision.operator, (pattern,)) for decision in decisions)
+    ]
+    if not (scheme.is_float and scheme.weight_bits == 32) and size >= float_bytes:
+        notes.append(
+            f"{scheme} takes {size} bytes, float32 {float_bytes}: the scales and conversions of so small a model "
+            "outweigh what its weights save"
+        )
+    treatments = [(decision.operator.kind, decision.treatment) for decision in decisions]
+    if scheme.method is Method.DYNAMIC and ("FULLY_CONNECTED", Treatment.DYNAMIC8) in treatments:
+        notes.append("needs LiteRT (TensorFlow Lite 2.17 or newer); older runtimes refuse to load it")
+    if scheme.weight_bits == 4:
+        notes += _four_bit_notes(decisions)
+    return notes
+
+
+def _four_bit_notes(decisions: tuple[Decision, ...]) -> list[str]:
+    four = [decision for decision in decisions if decision.treatment is Treatment.WEIGHT4]
+    eight = [decision for decision in decisions if decision.treatment is Treatment.WEIGHT8]
+    notes = []
+    if four:
+        notes.append(
+            f"{len(four)} operators have int4 weights; LiteRT quantises their activations at run time, "
+            "and older runtimes than LiteRT refuse to load the file"
+        )
+    if eight:
+        notes.append(
+            f"{len(eight)} operators have int8 weights instead of int4: LiteRT has int4 blocks only for fully "
+            "connected layers whose width is a multiple of 32, and one int4 scale a channel ruins convolutions"
+        )
+    return notes

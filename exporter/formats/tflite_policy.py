@@ -1,0 +1,182 @@
+"""What becomes of each operator of a float `.tflite` under a scheme: decisions only, nothing is changed here.
+
+The choices stand on measurements (docs/formats/tflite.md; digits CNN and ViT, XNNPACK on x86-64):
+
+* Softmax, GELU, RSQRT, the arithmetic of LayerNorm and products of two activations stay float in static int8.
+  XNNPACK has no int8 kernel for them, and there the error collects.
+* HARD_SWISH and LOGISTIC stay float for the same reason: an int8 HARD_SWISH runs in the reference kernel and
+  made the digits CNN 5 times slower than the conversions around a float one.
+* Depthwise convolutions stay float in dynamic int8: no fast kernel, twice the time, 9 dB lost.
+* int4 in blocks exists for FULLY_CONNECTED only. A convolution has one int4 scale a channel; 16 dB were left
+  of the digits CNN, so convolutions keep int8 weights there.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from exporter.formats.tflite_graph import Operator, is_constant, operators, shape_of, tensor_type
+from exporter.schemes import Method, Scheme
+
+WEIGHTED = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "EMBEDDING_LOOKUP"})
+PRODUCTS = WEIGHTED | {"BATCH_MATMUL"}
+_INTEGER_ARITHMETIC = frozenset(
+    {"ADD", "SUB", "MUL", "MEAN", "SUM", "AVERAGE_POOL_2D", "MAX_POOL_2D", "RELU", "RESIZE_BILINEAR"}
+)
+DATA_MOVEMENT = frozenset(
+    "RESHAPE TRANSPOSE SLICE STRIDED_SLICE SPLIT CONCATENATION PAD PADV2 MIRROR_PAD PACK UNPACK BROADCAST_TO "
+    "EXPAND_DIMS SQUEEZE CAST SHAPE SPACE_TO_DEPTH DEPTH_TO_SPACE RESIZE_NEAREST_NEIGHBOR".split()
+)
+_INTEGER_MOVEMENT = DATA_MOVEMENT & frozenset(
+    "RESHAPE TRANSPOSE SLICE STRIDED_SLICE SPLIT CONCATENATION PAD RESIZE_NEAREST_NEIGHBOR".split()
+)
+_BLOCK_SIZES = (128, 64, 32)
+
+
+class Treatment(StrEnum):
+    """How an operator's weights and activations are stored and computed."""
+
+    FLOAT = "float"
+    STATIC8 = "static int8"
+    DYNAMIC8 = "int8 weights, activations quantised at run time"
+    WEIGHT8 = "int8 weights, float arithmetic"
+    WEIGHT4 = "int4 weights"
+    WEIGHT16 = "float16 weights"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One operator's treatment; `block_size` 0 means one scale a channel, `reason` says why it stays float."""
+
+    operator: Operator
+    treatment: Treatment
+    block_size: int = 0
+    reason: str = ""
+
+
+def decide(model: Any, scheme: Scheme, keep: Sequence[str]) -> tuple[Decision, ...]:
+    """Return what becomes of every operator of the main graph, in execution order."""
+    every = tuple(operators(model))
+    static = _static_operators(model, every, keep) if scheme.method is Method.STATIC else frozenset()
+    return tuple(_decide(model, operator, scheme, keep, static) for operator in every)
+
+
+def is_kept(operator: Operator, patterns: Sequence[str]) -> bool:
+    """Whether a `keep` glob names the operator, its torch module, or a module that holds it.
+
+    `blocks.3.gate.excite/conv_2d` is matched by its own name, by `blocks.3.gate.excite`, by any outer path
+    (`blocks.3`), and as a parameter (`blocks.3.gate.excite.weight`), so that `head.*` finds a lone `head`.
+    A fused operator is kept when any of its modules is.
+    """
+    names = {operator.name}
+    for path in operator.module_paths:
+        steps = path.split(".")
+        names.update(".".join(steps[:count]) for count in range(1, len(steps) + 1))
+        names.update({f"{path}.weight", f"{path}.bias"})
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _decide(
+    model: Any, operator: Operator, scheme: Scheme, keep: Sequence[str], static: frozenset[int]
+) -> Decision:
+    if is_kept(operator, keep):
+        return Decision(operator, Treatment.FLOAT, reason="named in keep")
+    match scheme.method:
+        case Method.STATIC:
+            if operator.index in static:
+                return Decision(operator, Treatment.STATIC8)
+            return Decision(operator, Treatment.FLOAT, reason=_static_reason(operator.kind))
+        case Method.FLOAT if scheme.weight_bits == 16 and _owns_weight(model, operator):
+            return Decision(operator, Treatment.WEIGHT16, reason="weights float16, arithmetic float")
+        case Method.FLOAT:
+            return Decision(operator, Treatment.FLOAT, reason=f"the scheme is {scheme}")
+    if not _owns_weight(model, operator):
+        return Decision(operator, Treatment.FLOAT, reason="no stored weight to quantise")
+    if scheme.method is Method.DYNAMIC:
+        if operator.kind == "DEPTHWISE_CONV_2D":
+            return Decision(operator, Treatment.FLOAT, reason="XNNPACK has no depthwise kernel with run-time ranges")
+        return Decision(operator, Treatment.DYNAMIC8)
+    if scheme.weight_bits == 4:
+        return _four_bits(model, operator, scheme.block_size or 0)
+    return Decision(operator, Treatment.WEIGHT8)
+
+
+def _owns_weight(model: Any, operator: Operator) -> bool:
+    if operator.kind not in WEIGHTED or len(operator.inputs) < 2:
+        return False
+    return is_constant(model, operator.inputs[1]) and tensor_type(model, operator.inputs[1]) == "FLOAT32"
+
+
+def _four_bits(model: Any, operator: Operator, asked: int) -> Decision:
+    if operator.kind not in {"FULLY_CONNECTED", "EMBEDDING_LOOKUP"}:
+        return Decision(operator, Treatment.WEIGHT8)
+    width = shape_of(model, operator.inputs[1])[-1]
+    if width <= asked:
+        return Decision(operator, Treatment.WEIGHT4)
+    block = next((size for size in _BLOCK_SIZES if size <= asked and width % size == 0), 0)
+    return Decision(operator, Treatment.WEIGHT4, block) if block else Decision(operator, Treatment.WEIGHT8)
+
+
+def _static_reason(kind: str) -> str:
+    if kind == "BATCH_MATMUL":
+        return "a product of two activations: slower and less exact in int8"
+    if kind in _INTEGER_ARITHMETIC | _INTEGER_MOVEMENT:
+        return "between float operators, where converting to int8 and back gains nothing"
+    return "XNNPACK has no int8 kernel for it"
+
+
+def _static_operators(model: Any, every: Sequence[Operator], keep: Sequence[str]) -> frozenset[int]:
+    """Return the indices of operators that run in int8: the products, and what lies between int8 tensors.
+
+    A tensor is available in int8 if a chosen operator makes it or a product reads it. Arithmetic and data
+    movement join when all their operands are available and something chosen reads the result.
+    """
+    chosen = {
+        operator.index
+        for operator in every
+        if operator.kind in WEIGHTED - {"EMBEDDING_LOOKUP"}
+        and _owns_weight(model, operator)
+        and not is_kept(operator, keep)
+    }
+    anchors = frozenset(chosen)
+    available = {tensor for operator in every if operator.index in chosen for tensor in _floats(model, operator)}
+    for operator in every:
+        if _may_join(model, operator, keep) and set(_operands(model, operator)) <= available:
+            chosen.add(operator.index)
+            available.update(operator.outputs)
+    return frozenset(_with_integer_readers(every, chosen, anchors))
+
+
+def _with_integer_readers(every: Sequence[Operator], chosen: set[int], anchors: frozenset[int]) -> set[int]:
+    """Return `chosen` without operators whose result only float operators read (the anchors stay)."""
+    read = {tensor for operator in every if operator.index in anchors for tensor in operator.inputs}
+    useful = set(anchors)
+    for operator in reversed(every):
+        if operator.index in chosen and (operator.index in anchors or read & set(operator.outputs)):
+            useful.add(operator.index)
+            read.update(operator.inputs)
+    return useful
+
+
+def _may_join(model: Any, operator: Operator, keep: Sequence[str]) -> bool:
+    if operator.kind not in _INTEGER_ARITHMETIC | _INTEGER_MOVEMENT or is_kept(operator, keep):
+        return False
+    # ai-edge-quantizer 0.10 gives a stored operand of CONCATENATION scales of the wrong rank.
+    stored = any(is_constant(model, tensor) for tensor in operator.inputs if tensor >= 0)
+    return bool(_operands(model, operator)) and not (operator.kind == "CONCATENATION" and stored)
+
+
+def _operands(model: Any, operator: Operator) -> list[int]:
+    return [
+        tensor
+        for tensor in operator.inputs
+        if tensor >= 0 and tensor_type(model, tensor) == "FLOAT32" and not is_constant(model, tensor)
+    ]
+
+
+def _floats(model: Any, operator: Operator) -> list[int]:
+    return [*_operands(model, operator), *operator.outputs]

@@ -1,0 +1,95 @@
+"""Golden vectors: a few real inputs with the float model's and each artifact's answers, to replay anywhere.
+
+`golden.json` names `.npy` files; both are trivial to read in Kotlin, Swift and Python alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from exporter.artifacts import TensorSpec
+from exporter.errors import InputError, IntegrityError
+from exporter.files import require_file, write_json
+
+GOLDEN_SAMPLES = 4
+_SMALLEST_TOLERANCE = 1e-4
+"""Relative to the largest reference magnitude: float kernels of two machines differ by about this much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Largest allowed |difference|: to the answer recorded here, and to the float model's answer."""
+
+    max_abs: float
+    max_abs_reference: float
+
+
+def tolerance_of(reference: Sequence[Mapping[str, np.ndarray]], largest_error: float) -> Tolerance:
+    """Return what a replay may differ by, from the error measured over the evaluation set.
+
+    Another machine rounds differently on the integer grid, so a replay may be as far from the recorded
+    answer as the artifact itself is from the float model, and twice that far from the float model.
+    """
+    magnitude = max((float(np.max(np.abs(a), initial=0.0)) for out in reference for a in out.values()), default=0.0)
+    floor = _SMALLEST_TOLERANCE * max(magnitude, 1e-3)
+    return Tolerance(max(largest_error, floor), max(2.0 * largest_error, 2.0 * floor))
+
+
+def write_golden(
+    folder: Path,
+    inputs: Sequence[TensorSpec],
+    samples: Sequence[Mapping[str, np.ndarray]],
+    reference: Sequence[Mapping[str, np.ndarray]],
+    answers: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
+    tolerances: Mapping[str, Tolerance],
+) -> None:
+    """Write `golden.json` and its arrays; `answers` and `tolerances` are by artifact file name.
+
+    An artifact that could not be run here has no answers, and is compared with the reference alone.
+    """
+    listing = []
+    for number, (sample, want) in enumerate(zip(samples, reference, strict=True)):
+        (folder / str(number)).mkdir(parents=True)
+        listing.append(
+            {
+                "inputs": _save(folder, number, "input", sample),
+                "reference": _save(folder, number, "reference", want),
+                "outputs": {file: _save(folder, number, Path(file).name, got[number]) for file, got in answers.items()},
+            }
+        )
+    document = {
+        "format": 1,
+        "inputs": [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in inputs],
+        "samples": listing,
+        "tolerance": {
+            file: {"max_abs": tolerance.max_abs, "max_abs_reference": tolerance.max_abs_reference}
+            for file, tolerance in tolerances.items()
+        },
+    }
+    write_json(folder / "golden.json", document)
+
+
+def _save(folder: Path, number: int, stem: str, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    paths = {}
+    for name, array in arrays.items():
+        relative = f"{number}/{stem}.{name}.npy"
+        np.save(folder / relative, np.ascontiguousarray(array), allow_pickle=False)
+        paths[name] = relative
+    return paths
+
+
+def read_array(folder: Path, relative: str) -> np.ndarray:
+    """Return one array that `golden.json` names; refuses paths that leave the folder, and pickles."""
+    path = folder / relative
+    if Path(relative).is_absolute() or ".." in Path(relative).parts:
+        raise IntegrityError(f"{folder}/golden.json names {relative!r}, outside its folder", fix="build the bundle again")
+    require_file(path, what="golden vector")
+    try:
+        array: np.ndarray = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise InputError(f"golden vector {path} is not a .npy array", fix="build the bundle again") from error
+    return array

@@ -1,0 +1,89 @@
+"""Numbers that say how close two sets of outputs are, and how well outputs do a task.
+
+Pure numpy. Inputs are lists over samples of `{output name: array}`, reference first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from exporter.artifacts import Fidelity
+from exporter.errors import CalibrationError
+
+Outputs = Mapping[str, np.ndarray]
+Metric = Callable[[Sequence[Outputs], np.ndarray], float]
+
+SQNR_CEILING_DB = 200.0
+"""Reported when outputs are bit-identical, where the ratio itself would be infinite."""
+
+
+def compare_outputs(reference: Sequence[Outputs], candidate: Sequence[Outputs]) -> Fidelity:
+    """Return the fidelity of `candidate` against `reference`, pooled over samples and outputs.
+
+    SQNR is 10·log10(Σ r² / Σ (r − c)²), cosine is Σ r·c / (‖r‖·‖c‖), both over all float outputs
+    flattened; a candidate that is not finite where the reference is has SQNR −inf clipped to −200 dB.
+    Integer outputs (indices) take part through equality: an unequal element is an error of its difference.
+    """
+    signal = noise = dot = norm = largest = 0.0
+    agreements: list[bool] = []
+    for want, have in zip(reference, candidate, strict=True):
+        for name, wanted in want.items():
+            r, c = wanted.astype(np.float64), have[name].astype(np.float64)
+            broken = ~np.isfinite(c) & np.isfinite(r)
+            if broken.any():
+                return Fidelity(-SQNR_CEILING_DB, 0.0, float(np.finfo(np.float32).max), None, len(reference))
+            usable = np.isfinite(r)
+            r, c = r[usable], c[usable]
+            signal += float(np.sum(r * r))
+            noise += float(np.sum((r - c) ** 2))
+            dot += float(np.sum(r * c))
+            norm += float(np.sum(c * c))
+            largest = max(largest, float(np.max(np.abs(r - c), initial=0.0)))
+        agreements.extend(_same_class(want, have))
+    return Fidelity(
+        sqnr_db=_decibels(signal, noise),
+        cosine=dot / float(np.sqrt(signal * norm)) if signal * norm > 0 else float(noise == 0.0),
+        max_abs_error=largest,
+        agreement=float(np.mean(agreements)) if agreements else None,
+        samples=len(reference),
+    )
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0.0:
+        return SQNR_CEILING_DB
+    if signal == 0.0:
+        return -SQNR_CEILING_DB
+    return float(np.clip(10.0 * np.log10(signal / noise), -SQNR_CEILING_DB, SQNR_CEILING_DB))
+
+
+def _same_class(want: Outputs, have: Outputs) -> list[bool]:
+    """Arg-max agreement along the last axis of the first output, one verdict per position."""
+    name = next(iter(want))
+    if want[name].ndim < 2 or want[name].shape[-1] < 2:
+        return []
+    return list(np.ravel(want[name].argmax(-1) == have[name].argmax(-1)))
+
+
+def top1(outputs: Sequence[Outputs], labels: np.ndarray) -> float:
+    """Return the share of samples whose arg-max of the first output is the label, 0..1.
+
+    `labels` is int [samples]; a `CalibrationError` names both counts when they differ.
+    """
+    if len(labels) != len(outputs):
+        raise CalibrationError(
+            f"{len(outputs)} evaluation samples but {len(labels)} labels", fix="give one label per sample"
+        )
+    guesses = [int(np.ravel(next(iter(output.values())))[_last_row(output)].argmax()) for output in outputs]
+    return float(np.mean(np.asarray(guesses) == np.asarray(labels)))
+
+
+def _last_row(output: Outputs) -> slice:
+    # [1, classes] and [classes] both mean one distribution; a longer leading axis has no single class.
+    array = next(iter(output.values()))
+    return slice(array.size - array.shape[-1], array.size)
+
+
+METRICS: Mapping[str, Metric] = {"top1": top1}

@@ -1,0 +1,325 @@
+"""The one-way flow of a build: load → to_onnx → tidy → calibrate → produce → validate → bundle → report.
+
+This module only passes nouns from one stage to the next; each stage is a module of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exporter.artifacts import Artifact, ArtifactSpec, Evidence, Format
+from exporter.errors import EdgeError, RecipeError
+from exporter.files import appear_at_once, hold_lock
+from exporter.formats import produce
+from exporter.formats.base import ProduceRequest
+from exporter.manifest import write_manifest
+from exporter.metrics import METRICS, Metric
+from exporter.planning import Plan
+from exporter.progress import Progress
+from exporter.runtimes.worker import write_sample
+from exporter.source import SourceModel
+from exporter.stages.bundle import write_bundle
+from exporter.stages.gates import judge, require_passed
+from exporter.stages.report import report_document, write_report
+
+if TYPE_CHECKING:
+    from calibration.dataset import Dataset
+    from calibration.statistics import Statistics
+    from exporter.stages.validate import Reference
+
+PARITY_SAMPLES = 4
+SYNTHETIC_SAMPLES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """Where a build went and what it reports (the content of `report.json`)."""
+
+    path: Path
+    report: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Seconds by stage, in order."""
+
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Any]:
+        started = time.monotonic()
+        with self.progress.step(name, total) as advance:
+            yield advance
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """The data of a build: what calibrates, what judges, and what was noticed about either."""
+
+    calibration: Dataset | None
+    samples: Sequence[Mapping[str, np.ndarray]]
+    labels: np.ndarray | None
+    source: str
+    metric_name: str | None
+    metric: Metric | None
+    findings: tuple[str, ...]
+
+
+def build(plan: Plan, *, out: Path, progress: Progress, log: Path) -> BuildResult:
+    """Build everything in `plan` into `out/<name>/<version>/`, which appears whole or not at all.
+
+    `log` receives what user code and converters print. Raises any `EdgeError`; whatever is raised, an
+    older build in the same place is untouched.
+    """
+    model = plan.recipe.model
+    destination = out / model.name / model.version
+    holder = out / model.name / f".{model.version}.lock"
+    workdir = out / model.name / f".edge-work-{model.version}"
+    with hold_lock(holder, what=str(destination)):
+        shutil.rmtree(workdir, ignore_errors=True)
+        try:
+            with appear_at_once(destination) as staging:
+                workdir.mkdir(parents=True)
+                report = _build_into(plan, staging, workdir, _Clock(progress), log)
+        finally:
+            shutil.rmtree(workdir, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                holder.unlink()
+                holder.parent.rmdir()
+    return BuildResult(destination, report)
+
+
+def _build_into(plan: Plan, staging: Path, workdir: Path, clock: _Clock, log: Path) -> dict[str, Any]:
+    from exporter.stages.load import load
+
+    with clock.stage("loading the model"):
+        source = load(plan, log=log)
+    with clock.stage("reading data"):
+        data = _read_data(plan, source)
+    for finding in data.findings:
+        clock.progress.say(finding)
+    onnx, program = _export(plan, source, data, workdir, clock)
+    statistics = _calibrate(plan, onnx, data, clock)
+    artifacts = _produce_all(plan, source, onnx, program, statistics, data, workdir, clock)
+    evidence, reference = _validate_all(source, data, onnx, program, artifacts, workdir, clock)
+    gates = judge(plan, artifacts, evidence)
+    report = report_document(
+        plan, source, onnx, statistics, artifacts, evidence, reference.record, gates, data.findings, data.source, clock.seconds
+    )
+    require_passed(gates, report)
+    with clock.stage("writing bundles", len(plan.targets)) as advance:
+        for number, name in enumerate(plan.targets, start=1):
+            write_bundle(plan, name, artifacts, evidence, reference, staging / name)
+            advance(number)
+    write_report(staging, report)
+    write_manifest(staging, {"name": plan.recipe.model.name, "version": plan.recipe.model.version})
+    return report
+
+
+# --- data ------------------------------------------------------------------------------------------------
+
+
+def _read_data(plan: Plan, source: SourceModel) -> _Data:
+    from calibration.checks import check_dataset
+    from calibration.preprocess import preprocess_from_dict
+    from calibration.sources import open_dataset
+
+    table = plan.recipe.data
+    preprocess = preprocess_from_dict(table.preprocess)
+    opened: dict[str, Dataset] = {}
+    findings: list[str] = []
+    for role, config in (("calibration", table.calibration), ("evaluation", table.evaluation)):
+        if config is None:
+            continue
+        dataset = open_dataset(config, root=plan.recipe.folder, inputs=source.inputs, preprocess=preprocess)
+        findings += [f"{role} data: {found.message}; {found.fix}" for found in check_dataset(dataset, source.inputs)]
+        opened[role] = dataset
+    judging = opened.get("evaluation") or opened.get("calibration")
+    if judging is None:
+        samples: list[Mapping[str, np.ndarray]] = _synthetic(source)
+        findings.append("no evaluation data: fidelity was measured on random inputs, which says little of real ones")
+    else:
+        samples = list(judging)
+    if "evaluation" not in opened and judging is not None:
+        findings.append("no evaluation data: fidelity was measured on the calibration set")
+    labels = opened["evaluation"].labels if "evaluation" in opened else None
+    name, metric = _metric(plan, labels)
+    described = judging.source if judging is not None else "random inputs"
+    return _Data(opened.get("calibration"), samples, labels, described, name, metric, tuple(findings))
+
+
+def _synthetic(source: SourceModel) -> list[Mapping[str, np.ndarray]]:
+    generator = np.random.default_rng(0)
+    return [
+        {
+            name: generator.uniform(0, 1, array.shape).astype(array.dtype) if array.dtype.kind == "f" else array
+            for name, array in source.example.items()
+        }
+        for _ in range(SYNTHETIC_SAMPLES)
+    ]
+
+
+def _metric(plan: Plan, labels: np.ndarray | None) -> tuple[str | None, Metric | None]:
+    from exporter.stages.load import import_user_code
+
+    name = plan.recipe.data.metric or ("top1" if labels is not None else None)
+    if name is None:
+        return None, None
+    if labels is None:
+        raise RecipeError(
+            f"data.metric is {name!r} and data.evaluation has no labels",
+            fix='add labels to data.evaluation, e.g. labels = "label", or remove the metric',
+        )
+    if name in METRICS:
+        return name, METRICS[name]
+    if ":" not in name:
+        raise RecipeError(
+            f"data.metric: no metric is called {name!r}", fix=f"use {', '.join(METRICS)} or file.py:callable"
+        )
+    module, attribute = import_user_code(name, plan.recipe.folder)
+    metric = getattr(module, attribute, None)
+    if not callable(metric):
+        raise RecipeError(f"data.metric {name}: no callable of that name", fix="define metric(outputs, labels) -> float")
+    return name, metric
+
+
+# --- stages ----------------------------------------------------------------------------------------------
+
+
+def _export(plan: Plan, source: SourceModel, data: _Data, workdir: Path, clock: _Clock) -> tuple[Path, Path | None]:
+    """Write the tidy float graph, check it against torch, and write the program other formats start from."""
+    from exporter.stages.capture import save_program
+    from exporter.stages.tidy import save_onnx, tidy
+    from exporter.stages.to_onnx import check_parity, to_onnx
+
+    onnx = workdir / "float32.onnx"
+    with clock.stage("exporting to ONNX"):
+        save_onnx(tidy(to_onnx(source), source.inputs), onnx)
+    if source.module is None:
+        return onnx, None
+    with clock.stage("checking the export against torch"):
+        check_parity(source, onnx, data.samples[:PARITY_SAMPLES])
+    if not plan.needs_program:
+        return onnx, None
+    with clock.stage("capturing the program for LiteRT and Core ML"):
+        return onnx, save_program(source, workdir / "program.pt2")
+
+
+def _calibrate(plan: Plan, onnx: Path, data: _Data, clock: _Clock) -> Statistics | None:
+    import onnx_ir as ir
+
+    from calibration.collect import collect
+    from exporter.stages.quantize.regions import activation_values
+
+    wants_ranges = any(
+        planned.spec.scheme.needs_calibration and not planned.spec.format.needs_torch for planned in plan.artifacts
+    )
+    if not wants_ranges or data.calibration is None:
+        return None
+    tensors = activation_values(ir.load(onnx), plan.recipe.quantize.keep)
+    with clock.stage("calibrating", len(data.calibration)) as advance:
+        return collect(onnx, tensors, data.calibration, progress=lambda done, _total: advance(done))
+
+
+def _produce_all(
+    plan: Plan,
+    source: SourceModel,
+    onnx: Path,
+    program: Path | None,
+    statistics: Statistics | None,
+    data: _Data,
+    workdir: Path,
+    clock: _Clock,
+) -> dict[ArtifactSpec, Artifact]:
+    destination, samples = workdir / "models", workdir / "samples"
+    for folder in (destination, samples):
+        folder.mkdir()
+    if plan.needs_calibration and data.calibration is not None:
+        for number, sample in enumerate(data.calibration):
+            write_sample(samples, number, sample)
+    outputs = _output_specs(onnx)
+    made: dict[ArtifactSpec, Artifact] = {}
+    with clock.stage("making artifacts", len(plan.artifacts)) as advance:
+        for number, planned in enumerate(plan.artifacts, start=1):
+            request = ProduceRequest(
+                spec=planned.spec,
+                model_name=source.name,
+                onnx=onnx,
+                program=program,
+                inputs=source.inputs,
+                outputs=outputs,
+                axes=source.axes,
+                samples=samples if planned.spec.scheme.needs_calibration else None,
+                statistics=statistics,
+                rule=plan.recipe.quantize.rule,
+                keep=plan.recipe.quantize.keep,
+                destination=destination,
+                workdir=workdir,
+            )
+            with _naming(planned.spec):
+                made[planned.spec] = produce(request)
+            advance(number)
+    return made
+
+
+@contextlib.contextmanager
+def _naming(spec: ArtifactSpec) -> Iterator[None]:
+    """Put the artifact's name in front of whatever goes wrong while it is made or judged."""
+    try:
+        yield
+    except EdgeError as error:
+        if not error.cause.startswith(str(spec)):
+            error.cause = f"{spec}: {error.cause}"
+        raise
+
+
+def _output_specs(onnx: Path) -> tuple[Any, ...]:
+    from exporter.runtimes.onnxruntime_cpu import OnnxModel
+
+    return OnnxModel(onnx).outputs
+
+
+def _validate_all(
+    source: SourceModel,
+    data: _Data,
+    onnx: Path,
+    program: Path | None,
+    artifacts: Mapping[ArtifactSpec, Artifact],
+    workdir: Path,
+    clock: _Clock,
+) -> tuple[dict[ArtifactSpec, Evidence], Reference]:
+    from exporter.stages.validate import edge_cases, make_reference, structural_evidence, validate
+
+    evidence: dict[ArtifactSpec, Evidence] = {}
+    with clock.stage("validating", len(artifacts) + 1) as advance:
+        reference = make_reference(
+            onnx,
+            data.samples,
+            edge_cases(source.inputs, source.axes, data.samples),
+            metric_name=data.metric_name,
+            metric=data.metric,
+            labels=data.labels,
+            workdir=workdir / "reference",
+        )
+        advance(1)
+        for number, (spec, artifact) in enumerate(artifacts.items(), start=2):
+            with _naming(spec):
+                if spec.format is Format.MLPACKAGE and program is not None:
+                    from exporter.formats.mlpackage import NOT_RUN, inspect_structure
+
+                    evidence[spec] = structural_evidence(artifact, NOT_RUN, inspect_structure(artifact.path, program))
+                else:
+                    evidence[spec] = validate(artifact, reference, workdir=workdir / "validation")
+            advance(number)
+    return evidence, reference
+

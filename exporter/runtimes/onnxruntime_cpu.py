@@ -1,0 +1,63 @@
+"""Run `.onnx` and `.ort` files under onnxruntime's CPU provider."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from exporter.artifacts import TensorSpec
+from exporter.errors import InputError
+
+RUNTIME_NAME = "onnxruntime-cpu"
+
+_NUMPY_OF_ORT = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+
+
+class OnnxModel:
+    """One model loaded by onnxruntime at its default optimisation level, as an app would load it."""
+
+    name = RUNTIME_NAME
+
+    def __init__(self, path: Path, *, threads: int = 1) -> None:
+        """Load `path`; `InputError` says what onnxruntime found wrong with it."""
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self.version = str(ort.__version__)
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            # onnxruntime raises classes of its own that share no public base below Exception.
+            line = (str(error).strip().splitlines() or [""])[0][:300]
+            raise InputError(f"onnxruntime {ort.__version__} cannot load {path}: {line}", fix="rebuild it") from error
+        self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
+        self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs by name for `feeds`; `InputError` names an input of the wrong kind."""
+        wanted = {spec.name: feeds[spec.name] for spec in self.inputs if spec.name in feeds}
+        try:
+            results = self._session.run(None, wanted)
+        except Exception as error:
+            line = (str(error).strip().splitlines() or [""])[0][:300]
+            raise InputError(f"onnxruntime refused to run the model: {line}", fix="check names, shapes and dtypes") from error
+        return {spec.name: np.asarray(result) for spec, result in zip(self.outputs, results, strict=True)}
+
+
+def _spec(value: object) -> TensorSpec:
+    shape = tuple(axis if isinstance(axis, int) else str(axis or "?") for axis in value.shape)  # type: ignore[attr-defined]
+    return TensorSpec(value.name, _NUMPY_OF_ORT.get(value.type, value.type), shape)  # type: ignore[attr-defined]

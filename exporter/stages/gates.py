@@ -1,0 +1,97 @@
+"""Hold evidence against floors and budgets: what misses one is named, and nothing is published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from exporter.artifacts import Artifact, ArtifactSpec, Evidence
+from exporter.errors import GateError
+from exporter.planning import Plan
+
+MIN_WEIGHT_SQNR_DB = 10.0
+"""Floor for de-quantised weights where an artifact cannot be run: int4 in blocks reaches about 20 dB."""
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """One figure held against one limit; `unit` is for people."""
+
+    artifact: ArtifactSpec
+    gate: str
+    limit: float
+    measured: float
+    passed: bool
+    unit: str
+
+
+def judge(
+    plan: Plan, artifacts: Mapping[ArtifactSpec, Artifact], evidence: Mapping[ArtifactSpec, Evidence]
+) -> tuple[GateResult, ...]:
+    """Return every gate of the plan with its verdict, in the order of the artifacts."""
+    return tuple(
+        verdict
+        for spec, artifact in artifacts.items()
+        for verdict in (*_fidelity_gates(plan, spec, evidence[spec]), *_size_gates(plan, spec, artifact))
+    )
+
+
+def _fidelity_gates(plan: Plan, spec: ArtifactSpec, evidence: Evidence) -> Iterator[GateResult]:
+    gates, max_drop = plan.recipe.gates, plan.recipe.quantize.max_drop
+    if evidence.fidelity is not None:
+        yield _floor(spec, "min_sqnr_db", gates.min_sqnr_db, evidence.fidelity.sqnr_db, "dB")
+        if gates.min_agreement is not None and evidence.fidelity.agreement is not None:
+            yield _floor(spec, "min_agreement", gates.min_agreement, evidence.fidelity.agreement, "of samples")
+    if max_drop is not None and evidence.task is not None:
+        yield _ceiling(spec, "max_drop", max_drop, evidence.task.drop, "points")
+    weight_sqnr = evidence.structure.get("weight_sqnr_db")
+    if isinstance(weight_sqnr, int | float):
+        yield _floor(spec, "min_weight_sqnr_db", MIN_WEIGHT_SQNR_DB, float(weight_sqnr), "dB")
+    for case in evidence.edge_cases:
+        yield GateResult(spec, f"edge case: {case.name}", 1.0, float(case.passed), case.passed, case.detail)
+
+
+def _size_gates(plan: Plan, spec: ArtifactSpec, artifact: Artifact) -> Iterator[GateResult]:
+    size_mb = artifact.size_bytes / 1e6
+    if plan.recipe.gates.max_size_mb is not None:
+        yield _ceiling(spec, "max_size_mb", plan.recipe.gates.max_size_mb, size_mb, "MB")
+    for name, options in plan.options.items():
+        if options.budget.size_mb is not None and spec in plan.wanted(name):
+            yield _ceiling(spec, f"targets.{name}.budget.size_mb", options.budget.size_mb, size_mb, "MB")
+
+
+def _floor(spec: ArtifactSpec, gate: str, limit: float, measured: float, unit: str) -> GateResult:
+    return GateResult(spec, gate, limit, measured, measured >= limit, unit)
+
+
+def _ceiling(spec: ArtifactSpec, gate: str, limit: float, measured: float, unit: str) -> GateResult:
+    return GateResult(spec, gate, limit, measured, measured <= limit, unit)
+
+
+def require_passed(gates: Sequence[GateResult], report: Mapping[str, Any]) -> None:
+    """Raise `GateError` naming the first gate that failed, its limit and the figure; nothing is written then."""
+    failed = [gate for gate in gates if not gate.passed]
+    if not failed:
+        return
+    first = failed[0]
+    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    raise GateError(
+        f"{first.artifact}: {_sentence(first)}{more}; nothing was published",
+        fix=_remedy(first),
+        details={"gates": report["gates"], "artifacts": report["artifacts"]},
+    )
+
+
+def _sentence(gate: GateResult) -> str:
+    if gate.gate.startswith("edge case"):
+        return f"{gate.gate}: {gate.unit}"
+    return f"{gate.gate} is {gate.limit:g} {gate.unit}, measured {gate.measured:.4g}"
+
+
+def _remedy(gate: GateResult) -> str:
+    if "size" in gate.gate:
+        return "choose a smaller scheme (weight_only_wi4_b32) or raise the limit"
+    if gate.gate.startswith("edge case"):
+        return "look at the model's range on that input, or keep the layers it overflows in float"
+    return "keep sensitive layers in float with quantize.keep, try another quantize.rule, or lower the limit"

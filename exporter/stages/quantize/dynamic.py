@@ -1,0 +1,122 @@
+"""Dynamic int8: weights int8 per channel, activations quantised to uint8 at run time; no calibration.
+
+Each MatMul or Gemm with a constant weight becomes DynamicQuantizeLinear → MatMulInteger → Cast → Mul, the
+pattern that onnxruntime fuses into its `DynamicQuantizeMatMul` (or, where several products share one quantised
+activation, `MatMulIntegerToFloat`). Embedding tables are int8 with a scale per row. Convolutions are stored as
+int8 and computed in float, because onnxruntime's integer convolution of this form is slower (see `stored`).
+Only standard operators of opset 11 are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from exporter.stages.quantize.outcome import Outcome
+from exporter.stages.quantize.rewrite import (
+    Rewrite,
+    constant_matrix,
+    finish_product,
+    is_matrix_product,
+    left_operand,
+    obstacle,
+)
+from exporter.stages.quantize.stored import store_convolutions
+from exporter.stages.quantize.tables import choose_tables, look_up_rows, store_rows, tie_tables, tied_heads
+from exporter.stages.quantize.weights import quantize_per_channel
+
+STORED_ONLY = "stored as int8, computed in float: onnxruntime's integer convolution is slower"
+
+
+def quantize_dynamic(model: ir.Model, keep: Sequence[str] = ()) -> Outcome:
+    """Return a copy of `model` with int8 weights and activations quantised at run time.
+
+    `keep` are glob patterns of operators that stay float. Raises `GateError` for weights that are not finite.
+    """
+    quantized = model.clone()
+    tie_tables(quantized)
+    return _Dynamic(Rewrite(quantized, keep)).run()
+
+
+class _Dynamic:
+    """What is shared between operators: quantised activations and stored weights."""
+
+    def __init__(self, rewrite: Rewrite) -> None:
+        self.rewrite = rewrite
+        self.activations: dict[ir.Value, tuple[ir.Value, ...]] = {}
+        self.weights: dict[tuple[ir.Value, bool], tuple[ir.Value, ir.Value]] = {}
+
+    def run(self) -> Outcome:
+        rewrite = self.rewrite
+        products = [node for node in rewrite.graph if is_matrix_product(node)]
+        reasons = {node: obstacle(rewrite, node) for node in products}
+        chosen = [node for node in products if not reasons[node]]
+        self._write_tables(chosen)
+        for node in products:
+            if reasons[node]:
+                rewrite.leave(node, reasons[node])
+            else:
+                self._write_product(node)
+        for node, reason in store_convolutions(rewrite).items():
+            rewrite.leave(node, reason or STORED_ONLY)
+        return rewrite.outcome()
+
+    def _write_tables(self, chosen: list[ir.Node]) -> None:
+        for table, lookups in choose_tables(self.rewrite, served=chosen).items():
+            stored = store_rows(self.rewrite, table)
+            heads = tied_heads(table, chosen)
+            if heads:
+                first = next(node for node in self.rewrite.graph if node in heads)
+                self._share_with_heads(table, stored.integers, stored.scales, first)
+            for node in lookups:
+                look_up_rows(self.rewrite, node, stored)
+
+    def _share_with_heads(self, table: ir.Value, rows: ir.Value, scales: ir.Value, before: ir.Node) -> None:
+        """Give the heads that multiply by `table` its rows as columns and its row scales as a vector."""
+        name = table.name or ""
+        (columns,) = self.rewrite.insert(before, "Transpose", [rows], f"{name}/columns", perm=[1, 0])
+        flat = self.rewrite.constant(f"{name}/flat", np.asarray([-1], np.int64))
+        (vector,) = self.rewrite.insert(before, "Reshape", [scales, flat], f"{name}/column_scale")
+        self.weights[table, True] = (columns, vector)
+
+    def _write_product(self, node: ir.Node) -> None:
+        rewrite, name = self.rewrite, node.name or ""
+        data, zero_point, data_scale = self._activation(node)
+        weight, weight_scale = self._weight(node)
+        (sums,) = rewrite.insert(node, "MatMulInteger", [data, weight, zero_point], f"{name}/int32")
+        (steps,) = rewrite.insert(node, "Cast", [sums], f"{name}/cast", to=int(ir.DataType.FLOAT))
+        (scale,) = rewrite.insert(node, "Mul", [data_scale, weight_scale], f"{name}/scale")
+        (product,) = rewrite.insert(node, "Mul", [steps, scale], f"{name}/dequantized")
+        finish_product(rewrite, node, product)
+
+    def _activation(self, node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Return the node's activation as uint8, its zero point and its scale; made once per activation."""
+        source = node.inputs[0]
+        transposed = node.op_type == "Gemm" and node.attributes.get_int("transA", 0)
+        if source is None or transposed or source not in self.activations:
+            value = left_operand(self.rewrite, node)
+            made = self.rewrite.insert(
+                node, "DynamicQuantizeLinear", [value], f"{value.name}/uint8", outputs=3
+            )
+            self.activations[value] = made
+            data, scale, zero_point = made
+        else:
+            data, scale, zero_point = self.activations[source]
+        return data, zero_point, scale
+
+    def _weight(self, node: ir.Node) -> tuple[ir.Value, ir.Value]:
+        """Return the node's weight as int8 `[K, N]` and its scales `[N]`; stored once per constant."""
+        matrix = constant_matrix(node)
+        if matrix is None:
+            raise ValueError(f"{node.name} has no constant matrix")
+        key = (matrix.source, matrix.by_output)
+        if key not in self.weights:
+            integers, scales = quantize_per_channel(matrix.rows(), axis=0)
+            name = matrix.source.name
+            self.weights[key] = (
+                self.rewrite.constant(f"{name}/int8", integers.T),
+                self.rewrite.constant(f"{name}/scale", scales),
+            )
+        return self.weights[key]

@@ -1,0 +1,227 @@
+"""Weight-only int8 and int4: weights stored as integers, everything else float.
+
+MatMul and Gemm become `com.microsoft.MatMulNBits` with accuracy_level 4, which multiplies the stored integers
+by activations rounded to int8 block by block inside the kernel (without it the operator is slower than float).
+Two forms of storage:
+
+* int8 per channel (no block size): one scale per output channel in the file. The kernel wants a scale per block;
+  an Expand that onnxruntime folds when it loads the file repeats them, so that the kernel runs with its fastest
+  block size and the file pays 4 bytes a channel.
+* int8 or int4 in blocks: a scale per block, stored as bfloat16 and cast when loaded (float32 scales would cost
+  half a bit more per weight at block 32), and a zero point per block.
+
+Embedding tables take the same storage and are shared with a tied head. Convolutions have no kernel of these forms:
+they are stored as int8 per channel and computed in float (see `stored`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from exporter.errors import UsageError
+from exporter.graph import constant_of
+from exporter.stages.quantize.outcome import Outcome
+from exporter.stages.quantize.rewrite import (
+    Matrix,
+    Rewrite,
+    constant_matrix,
+    finish_product,
+    is_matrix_product,
+    left_operand,
+    obstacle,
+)
+from exporter.stages.quantize.stored import store_convolutions
+from exporter.stages.quantize.tables import (
+    StoredRows,
+    choose_tables,
+    cut_columns,
+    look_up_rows,
+    store_rows,
+    tie_tables,
+    tied_heads,
+    to_unsigned,
+)
+from exporter.stages.quantize.weights import quantize_blocks, quantize_per_channel
+
+MICROSOFT = "com.microsoft"
+INT8_CONVOLUTION = "onnxruntime has no int4 convolution; stored as int8"
+_KERNEL_BLOCKS = (256, 128, 64, 32, 16)
+_TOLERATED_PADDING = 1.03
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """A matrix as MatMulNBits reads it: `data` uint8 `[N, blocks, bytes]`, `scales` float32 `[N, blocks]`."""
+
+    data: ir.Value
+    scales: ir.Value
+    zero_points: ir.Value | None
+    block_size: int
+
+
+def quantize_weight_only(
+    model: ir.Model, bits: int, block_size: int | None, keep: Sequence[str] = ()
+) -> Outcome:
+    """Return a copy of `model` whose weights are `bits` wide (8 or 4), per channel or per `block_size` weights.
+
+    `keep` are glob patterns of operators that stay float. Raises `UsageError` for a width or block that has no
+    kernel, `GateError` for weights that are not finite.
+    """
+    if bits not in {4, 8} or (bits == 4 and block_size is None):
+        raise UsageError(
+            f"no weight-only form has {bits} bits and blocks of {block_size}",
+            fix="use 8 bits, or 4 bits in blocks of 32, 64 or 128",
+        )
+    quantized = model.clone()
+    tie_tables(quantized)
+    return _WeightOnly(Rewrite(quantized, keep), bits, block_size).run()
+
+
+def kernel_block(depth: int) -> int:
+    """Return the largest block MatMulNBits takes that pads a depth of `depth` by 3 % at most, else the least."""
+    padded = {block: -(-depth // block) * block for block in _KERNEL_BLOCKS}
+    tight = [block for block, size in padded.items() if size <= _TOLERATED_PADDING * depth]
+    return tight[0] if tight else min(_KERNEL_BLOCKS, key=lambda block: (padded[block], -block))
+
+
+class _WeightOnly:
+    """One width and block for the whole graph, and the matrices stored so far."""
+
+    def __init__(self, rewrite: Rewrite, bits: int, block_size: int | None) -> None:
+        self.rewrite = rewrite
+        self.bits = bits
+        self.block_size = block_size
+        self.packed: dict[tuple[ir.Value, bool], _Packed] = {}
+
+    def run(self) -> Outcome:
+        rewrite = self.rewrite
+        products = [node for node in rewrite.graph if is_matrix_product(node)]
+        reasons = {node: obstacle(rewrite, node) for node in products}
+        chosen = [node for node in products if not reasons[node]]
+        for table, lookups in choose_tables(rewrite, served=chosen).items():
+            self._write_table(table, lookups, chosen)
+        for node in products:
+            if reasons[node]:
+                rewrite.leave(node, reasons[node])
+            else:
+                self._write_product(node)
+        for node, reason in store_convolutions(rewrite).items():
+            if not reason and self.bits == 8:
+                rewrite.quantized.add(node.name or "")
+            else:
+                rewrite.leave(node, reason or INT8_CONVOLUTION)
+        return rewrite.outcome()
+
+    # -- products --
+
+    def _write_product(self, node: ir.Node) -> None:
+        matrix = constant_matrix(node)
+        if matrix is None:
+            raise ValueError(f"{node.name} has no constant matrix")
+        columns, depth = matrix.rows().shape
+        key = (matrix.source, matrix.by_output)
+        if key not in self.packed:
+            self.packed[key] = self._pack(node, matrix)
+        packed = self.packed[key]
+        inputs = [left_operand(self.rewrite, node), packed.data, packed.scales]
+        if packed.zero_points is not None:
+            inputs.append(packed.zero_points)
+        (product,) = self.rewrite.insert(
+            node, "MatMulNBits", inputs, f"{node.name}/product", domain=MICROSOFT,
+            K=depth, N=columns, bits=self.bits, block_size=packed.block_size, accuracy_level=4,
+        )  # fmt: skip
+        finish_product(self.rewrite, node, product)
+
+    def _pack(self, before: ir.Node, matrix: Matrix) -> _Packed:
+        name, rows = matrix.source.name, matrix.rows()
+        if self.block_size is None:
+            block = kernel_block(rows.shape[1])
+            blocks = -(-rows.shape[1] // block)
+            integers, scales = quantize_per_channel(rows, axis=0)
+            data = to_unsigned(integers, blocks * block).reshape(len(rows), blocks, block)
+            scale = self.rewrite.constant(f"{name}/scale", scales[:, None])
+            stored = self.rewrite.constant(f"{name}/int8", data)
+            return _Packed(stored, self._expanded(before, scale, len(rows), blocks), None, block)
+        return self._blocks(before, name or "", rows, self.block_size)
+
+    def _expanded(self, before: ir.Node, scale: ir.Value, rows: int, blocks: int) -> ir.Value:
+        """Return the row scales `[N, 1]` repeated for every block, by an operator that is folded when loaded."""
+        if blocks == 1:
+            return scale
+        shape = self.rewrite.constant(f"{scale.name}/shape", np.asarray([rows, blocks], np.int64))
+        return self.rewrite.insert(before, "Expand", [scale, shape], f"{scale.name}/blocks")[0]
+
+    def _blocks(self, before: ir.Node, name: str, rows: np.ndarray, block_size: int) -> _Packed:
+        blocks = quantize_blocks(rows, block_size, self.bits, symmetric=self.bits == 8)
+        exact = (blocks.scales.view(np.uint32) >> 16).astype(np.uint16)
+        stored = self.rewrite.constant(f"{name}/scale", exact, ir.DataType.BFLOAT16)
+        (scales,) = self.rewrite.insert(
+            before, "Cast", [stored], f"{name}/scale_float", to=int(ir.DataType.FLOAT)
+        )
+        zero_points = (
+            None
+            if blocks.zero_points is None
+            else self.rewrite.constant(f"{name}/zero_point", blocks.zero_points)
+        )
+        data = self.rewrite.constant(f"{name}/int{self.bits}", blocks.packed)
+        return _Packed(data, scales, zero_points, block_size)
+
+    # -- tables --
+
+    def _write_table(self, table: ir.Value, lookups: list[ir.Node], chosen: list[ir.Node]) -> None:
+        heads = tied_heads(table, chosen)
+        first = next(node for node in self.rewrite.graph if node in heads or node in lookups)
+        if self.block_size is not None:
+            self._write_block_table(table, lookups, first)
+            return
+        stored = self._tied_rows(table, first) if heads else store_rows(self.rewrite, table)
+        for node in lookups:
+            look_up_rows(self.rewrite, node, stored)
+
+    def _tied_rows(self, table: ir.Value, first: ir.Node) -> StoredRows:
+        """Store the table with the zero point and the padding that its heads want, and hand it to them."""
+        rows, depth = _shape(table)
+        block = kernel_block(depth)
+        blocks = -(-depth // block)
+        stored = store_rows(self.rewrite, table, padded_width=blocks * block)
+        data = self._reshaped(first, stored.integers, (rows, blocks, block))
+        scales = self._expanded(first, stored.scales, rows, blocks)
+        self.packed[table, True] = _Packed(data, scales, None, block)
+        return stored
+
+    def _write_block_table(self, table: ir.Value, lookups: list[ir.Node], first: ir.Node) -> None:
+        """Store the table in blocks: GatherBlockQuantized reads rows of bytes, a tied head the same reshaped."""
+        array = constant_of(table)
+        if array is None or self.block_size is None:
+            raise ValueError(f"{table.name} is not a table in blocks")
+        packed = self._blocks(first, table.name or "", array, self.block_size)
+        rows, width = _shape(table)
+        padded_width = -(-width // self.block_size) * self.block_size
+        flat = self._reshaped(first, packed.data, (rows, padded_width * self.bits // 8))
+        self.packed[table, True] = packed
+        for node in lookups:
+            inputs = [flat, node.inputs[1], packed.scales]
+            if packed.zero_points is not None:
+                inputs.append(packed.zero_points)
+            (value,) = self.rewrite.insert(
+                node, "GatherBlockQuantized", inputs, f"{node.name}/dequantized", domain=MICROSOFT,
+                bits=self.bits, block_size=self.block_size, gather_axis=0, quantize_axis=1,
+            )  # fmt: skip
+            if padded_width != width:
+                value = cut_columns(self.rewrite, node, value, width)
+            self.rewrite.substitute(node, value)
+
+    def _reshaped(self, before: ir.Node, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+        target = self.rewrite.constant(f"{value.name}/shape", np.asarray(shape, np.int64))
+        return self.rewrite.insert(before, "Reshape", [value, target], f"{value.name}/reshaped")[0]
+
+
+def _shape(table: ir.Value) -> tuple[int, int]:
+    if table.const_value is None:
+        raise ValueError(f"{table.name} is not constant")
+    rows, width = table.const_value.numpy().shape
+    return rows, width

@@ -1,0 +1,155 @@
+"""OnnxModel → OnnxModel: folded, deduplicated, shaped, named after the model's own modules, and free of leaks.
+
+Requires a float graph that loads. Ensures: no BatchNormalization that a convolution can absorb, equal
+constants stored once, every node named uniquely (`module.path/Operator`), axes named as in the recipe,
+no doc string, no metadata, nothing of the machine that exported it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from onnxscript import optimizer, rewriter
+from onnxscript.rewriter.rules import common as rules
+
+from exporter.artifacts import TensorSpec
+from exporter.errors import InternalError
+
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+PROTOBUF_LIMIT_BYTES = 2**31 - 2**24
+"""Serialised models end at 2 GiB; weights move to a file beside the model a little before."""
+
+
+def tidy(model: ir.Model, inputs: Sequence[TensorSpec]) -> ir.Model:
+    """Return a tidy copy of `model` whose axes are called what `inputs` calls them.
+
+    Raises `InternalError` if a node ends up without a unique name.
+    """
+    tidied = model.clone()
+    _rename_axes(tidied, inputs)
+    rewriter.rewrite(tidied, [rules.fuse_batchnorm_into_conv_rule, rules.fuse_batchnorm_into_conv_transpose_rule])
+    optimizer.optimize_ir(tidied)
+    _make_contiguous(tidied)
+    for step in (
+        passes.LiftConstantsToInitializersPass(),
+        passes.RemoveInitializersFromInputsPass(),
+        passes.DeduplicateHashedInitializersPass(),
+        passes.IdentityEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedFunctionsPass(),
+        passes.RemoveUnusedOpsetsPass(),
+    ):
+        step(tidied)
+    _name_nodes(tidied)
+    passes.ShapeInferencePass()(tidied)
+    passes.ClearMetadataAndDocStringPass()(tidied)
+    tidied.producer_name, tidied.producer_version = "edge-exporter", ""
+    tidied.graph.name = "model"
+    _require_unique_names(tidied)
+    return tidied
+
+
+def _make_contiguous(model: ir.Model) -> None:
+    """Lay transposed constants out in memory as they will be in the file; hashing them needs that."""
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and value.const_value.dtype != ir.DataType.STRING:
+            array = value.const_value.numpy()
+            if not array.flags.c_contiguous:
+                value.const_value = ir.tensor(np.ascontiguousarray(array), name=value.name)
+
+
+def _rename_axes(model: ir.Model, inputs: Sequence[TensorSpec]) -> None:
+    """Give the exporter's symbols (`s40`) the recipe's names, also inside expressions (`2*s40`)."""
+    names: dict[str, str] = {}
+    for value, spec in zip(model.graph.inputs, inputs, strict=False):
+        for symbol, axis in zip(value.shape or (), spec.shape, strict=False):
+            if isinstance(symbol, ir.SymbolicDim) and isinstance(axis, str) and symbol.value is not None:
+                names[symbol.value] = axis
+    if not names:
+        return
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
+    for value in _all_values(model):
+        if value.shape is not None:
+            value.shape = ir.Shape([_renamed(axis, pattern, names) for axis in value.shape])
+
+
+def _all_values(model: ir.Model) -> list[ir.Value]:
+    return [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
+
+
+def _renamed(axis: int | ir.SymbolicDim, pattern: re.Pattern[str], names: Mapping[str, str]) -> int | ir.SymbolicDim:
+    if isinstance(axis, int) or axis.value is None:
+        return axis
+    return ir.SymbolicDim(pattern.sub(lambda match: names[match[0]], axis.value))
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Name nodes after the module they come from; a graph not exported by torch keeps its own names."""
+    seen: dict[str, int] = {}
+    for index, node in enumerate(model.graph):
+        scope = _scope_of(node)
+        base = f"{scope}/{node.op_type}" if scope is not None else node.name or f"{node.op_type}_{index}"
+        seen[base] = seen.get(base, 0) + 1
+        node.name = base if seen[base] == 1 else f"{base}_{seen[base]}"
+    taken: set[str] = set()
+    for node in model.graph:  # a name like "x_2" may have been given by its owner
+        while node.name in taken:
+            node.name = f"{node.name}_"
+        taken.add(node.name or "")
+
+
+def _scope_of(node: ir.Node) -> str | None:
+    for value in node.inputs[1:]:
+        if value is not None and value.const_value is not None and (value.name or "").endswith(".weight"):
+            return (value.name or "").removesuffix(".weight")
+    text = node.metadata_props.get(_SCOPES_KEY)
+    if text is None:
+        return None
+    scopes = json.loads(text.replace("'", '"'))
+    return scopes[-2] if len(scopes) > 1 and scopes[-2] else "model"
+
+
+def _require_unique_names(model: ir.Model) -> None:
+    names = [node.name for node in model.graph]
+    if len(set(names)) != len(names) or None in names:
+        raise InternalError("tidy left a node without a name of its own", fix="report this model as a bug")
+
+
+def fix_axes(model: ir.Model, axes: Mapping[str, int]) -> ir.Model:
+    """Return a copy of `model` whose named axes have the sizes in `axes`, with what follows folded."""
+    fixed = model.clone()
+    for value in fixed.graph.inputs:
+        if value.shape is not None:
+            value.shape = ir.Shape([axis if isinstance(axis, int) else axes[str(axis.value)] for axis in value.shape])
+    for node in fixed.graph:
+        for output in node.outputs:
+            output.shape = None
+    passes.ShapeInferencePass()(fixed)
+    optimizer.optimize_ir(fixed, onnx_shape_inference=True)
+    passes.LiftConstantsToInitializersPass()(fixed)
+    passes.DeduplicateHashedInitializersPass()(fixed)
+    passes.RemoveUnusedNodesPass()(fixed)
+    passes.ShapeInferencePass()(fixed)
+    passes.ClearMetadataAndDocStringPass()(fixed)
+    return fixed
+
+
+def save_onnx(model: ir.Model, path: Path) -> list[Path]:
+    """Write `model` to `path`, its weights beside it (`.onnx.data`) where protobuf's limit wants that.
+
+    Returns every file written. The bytes depend on the model alone.
+    """
+    total = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    if total < PROTOBUF_LIMIT_BYTES:
+        proto = ir.to_proto(model)
+        path.write_bytes(proto.SerializeToString(deterministic=True))
+        return [path]
+    data = path.with_name(path.name + ".data")
+    ir.save(model, path, external_data=data.name)
+    return [path, data]

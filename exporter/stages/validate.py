@@ -1,0 +1,230 @@
+"""Float reference × Artifact → Evidence: run the bytes that ship, each in its own runtime.
+
+The reference is the float model's answer to every evaluation sample, computed once. An artifact that no
+runtime on this host executes (`.mlpackage`) is checked by structure and de-quantised weights, and says so.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from exporter.artifacts import (
+    Artifact,
+    EdgeCase,
+    Evidence,
+    Fidelity,
+    Format,
+    Latency,
+    Shapes,
+    TaskScore,
+    TensorSpec,
+)
+from exporter.errors import CalibrationError, EdgeError, GateError
+from exporter.metrics import Metric, compare_outputs
+from exporter.runtimes.worker import RunRecord, read_samples, run_artifact, write_sample
+
+Sample = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The float model's answers: folders of inputs and outputs, and the edge inputs with theirs.
+
+    `metric` is `None` when the recipe gives neither a metric nor labels; agreement then stands alone.
+    """
+
+    inputs: Path
+    outputs: Path
+    edge_inputs: Path
+    edge_outputs: Path
+    edge_names: tuple[str, ...]
+    metric_name: str | None
+    metric: Metric | None
+    labels: np.ndarray | None
+    score: float | None
+    record: RunRecord
+
+
+def make_reference(
+    float_onnx: Path,
+    samples: Sequence[Sample],
+    edges: Sequence[tuple[str, Sample]],
+    *,
+    metric_name: str | None,
+    metric: Metric | None,
+    labels: np.ndarray | None,
+    workdir: Path,
+) -> Reference:
+    """Run the float graph on `samples` and `edges` and return its answers as the reference.
+
+    Raises `GateError` naming the sample if the float model itself answers with NaN or infinity.
+    """
+    inputs, edge_inputs = workdir / "inputs", workdir / "edge-inputs"
+    for folder in (inputs, edge_inputs):
+        folder.mkdir(parents=True, exist_ok=True)
+    for number, sample in enumerate(samples):
+        write_sample(inputs, number, sample)
+    for number, (_, sample) in enumerate(edges):
+        write_sample(edge_inputs, number, sample)
+    log = workdir / "reference.log"
+    record = run_artifact(float_onnx, Format.ONNX, inputs, workdir / "outputs", log=log)
+    run_artifact(float_onnx, Format.ONNX, edge_inputs, workdir / "edge-outputs", log=log, timed=False)
+    outputs = list(read_samples(record.outputs))
+    _require_finite(outputs)
+    score = metric(outputs, labels) if metric is not None and labels is not None else None
+    return Reference(
+        inputs,
+        record.outputs,
+        edge_inputs,
+        workdir / "edge-outputs",
+        tuple(name for name, _ in edges),
+        metric_name,
+        metric,
+        labels,
+        score,
+        record,
+    )
+
+
+def _require_finite(outputs: Sequence[Sample]) -> None:
+    for number, output in enumerate(outputs):
+        for name, array in output.items():
+            if np.isnan(array).any():
+                raise GateError(
+                    f"the float model answers evaluation sample {number} with NaN in {name}",
+                    fix="look at that sample and at the model's numerics before exporting it",
+                )
+
+
+def edge_cases(inputs: Sequence[TensorSpec], axes: Mapping[str, int], seen: Sequence[Sample]) -> list[tuple[str, Sample]]:
+    """Return named inputs that evaluation data does not hold: zeros, the extremes of what was seen, a batch.
+
+    Every float input takes the extreme; integer inputs keep a real sample's values (any id may be invalid).
+    The batch case repeats samples along each leading named axis, and exists only where there is one.
+    """
+    if not seen:
+        raise CalibrationError("there is no sample to build edge cases from", fix="give evaluation data")
+    base = seen[0]
+    floats = [spec.name for spec in inputs if np.dtype(spec.dtype).kind == "f"]
+    cases: list[tuple[str, Sample]] = []
+    if floats:
+        low = {name: min(float(sample[name].min()) for sample in seen) for name in floats}
+        high = {name: max(float(sample[name].max()) for sample in seen) for name in floats}
+        for name, fill in (("zeros", dict.fromkeys(floats, 0.0)), ("lowest seen", low), ("highest seen", high)):
+            cases.append((name, {**base, **{key: np.full_like(base[key], value) for key, value in fill.items()}}))
+    leading = {spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], str)}
+    if len(leading) == 1 and all(spec.shape and spec.shape[0] in leading for spec in inputs):
+        chosen = [seen[index % len(seen)] for index in range(3)]
+        axis = str(next(iter(leading)))
+        if axes.get(axis, 1) == 1:
+            batch = {spec.name: np.concatenate([sample[spec.name] for sample in chosen]) for spec in inputs}
+            cases.append(("batch of 3", batch))
+    return cases
+
+
+def validate(artifact: Artifact, reference: Reference, *, workdir: Path) -> Evidence:
+    """Return the evidence of `artifact`, measured by running it on the reference's inputs.
+
+    Raises `InputError` when its runtime refuses the file, `InternalError` when the runtime dies on it.
+    """
+    log = workdir / f"{artifact.path.name}.log"
+    record = run_artifact(
+        artifact.path, artifact.spec.format, reference.inputs, workdir / artifact.path.name, log=log
+    )
+    wanted, answered = list(read_samples(reference.outputs)), list(read_samples(record.outputs))
+    answered = [_as_reference(answer, want) for answer, want in zip(answered, wanted, strict=True)]
+    return Evidence(
+        artifact=artifact.spec,
+        runtime=record.runtime,
+        runtime_version=record.version,
+        fidelity=compare_outputs(wanted, answered),
+        task=_task(reference, answered),
+        edge_cases=tuple(_check_edges(artifact, reference, workdir)),
+        latency=latency_of(record),
+        peak_rss_mb=record.peak_rss_mb,
+    )
+
+
+def _as_reference(answer: Sample, want: Sample) -> Sample:
+    """Return `answer` under the reference's output names: by name where they agree, by position otherwise."""
+    if set(answer) == set(want):
+        return {name: answer[name].reshape(want[name].shape) for name in want}
+    if len(answer) != len(want):
+        raise GateError(
+            f"the artifact has {len(answer)} outputs ({', '.join(answer)}), the float model {len(want)}",
+            fix="report this model as a bug",
+        )
+    return {name: value.reshape(want[name].shape) for name, value in zip(want, answer.values(), strict=True)}
+
+
+def _task(reference: Reference, answered: Sequence[Sample]) -> TaskScore | None:
+    if reference.metric is None or reference.labels is None or reference.score is None:
+        return None
+    return TaskScore(reference.metric_name or "metric", reference.score, reference.metric(answered, reference.labels))
+
+
+def _check_edges(artifact: Artifact, reference: Reference, workdir: Path) -> Iterator[EdgeCase]:
+    """Run the edge inputs in one child; if that dies, each alone, so that one does not hide the others."""
+    fixed = artifact.spec.shapes is Shapes.FIXED
+    cases = [
+        (name, want, file)
+        for name, want, file in zip(
+            reference.edge_names,
+            read_samples(reference.edge_outputs),
+            sorted(reference.edge_inputs.glob("*.npz")),
+            strict=True,
+        )
+        if not (fixed and name.startswith("batch"))
+    ]
+    folder = workdir / f"{artifact.path.name}-edges"
+    try:
+        answers = _run_edges(artifact, [file for _, _, file in cases], folder / "all")
+    except EdgeError:
+        for name, want, file in cases:
+            try:
+                answer = _run_edges(artifact, [file], folder / file.stem)[0]
+            except EdgeError as error:
+                yield EdgeCase(name, False, error.cause)
+            else:
+                yield _judge_edge(name, want, _as_reference(answer, want))
+        return
+    for (name, want, _), answer in zip(cases, answers, strict=True):
+        yield _judge_edge(name, want, _as_reference(answer, want))
+
+
+def _run_edges(artifact: Artifact, files: Sequence[Path], folder: Path) -> list[Sample]:
+    inputs = folder / "inputs"
+    inputs.mkdir(parents=True)
+    for file in files:
+        shutil.copyfile(file, inputs / file.name)
+    record = run_artifact(
+        artifact.path, artifact.spec.format, inputs, folder / "outputs", log=folder / "log", timed=False
+    )
+    return list(read_samples(record.outputs))
+
+
+def _judge_edge(name: str, want: Sample, have: Sample) -> EdgeCase:
+    if not all(np.isfinite(have[key]).all() for key in have if np.isfinite(want[key]).all()):
+        return EdgeCase(name, False, "answers with NaN or infinity where the float model does not")
+    fidelity: Fidelity = compare_outputs([want], [have])
+    return EdgeCase(name, True, f"finite; {fidelity.sqnr_db:.1f} dB, largest error {fidelity.max_abs_error:.3g}")
+
+
+def latency_of(record: RunRecord) -> Latency | None:
+    """Return the host latency that a run measured, or `None` if it was not timed."""
+    if not record.timings_ms:
+        return None
+    p50, p90 = np.percentile(record.timings_ms, [50, 90])
+    host = f"{platform.machine()} host, {record.runtime}"
+    return Latency(float(p50), float(p90), len(record.timings_ms), 1, host)
+
+
+def structural_evidence(artifact: Artifact, not_run: str, structure: Mapping[str, object]) -> Evidence:
+    """Return the evidence of an artifact that cannot be executed here: what was checked instead, and why."""
+    return Evidence(artifact=artifact.spec, not_run=not_run, structure=dict(structure))

@@ -262,7 +262,7 @@ def table(runs: list[dict[str, Any]], figures: dict[str, Any], threads: int) -> 
         f"{many['tensors']} tensors; seconds for all of them by rule: {rules}",
         f"bounds (≤ {TIME_BOUND}×, ≤ +{MEMORY_BOUND_MB:.0f} MB, growth ≤ {GROWTH_BOUND_MB:.0f} MB): "
         + ("hold" if figures["within_bounds"] else "MISSED"),
-        "onnxruntime runs on fewer samples because it keeps every activation; its seconds include compute_data().",
+        "onnxruntime has fewer samples because it keeps every activation; its seconds include compute_data().",
     ]
     return "\n".join(lines)
 

@@ -127,15 +127,15 @@ def _element(artifact: Artifact, spec: TensorSpec) -> _Element:
 
 
 def _shared(request: BundleRequest, artifact: Artifact) -> dict[str, str]:
-    names = naming.value_names(spec.name for spec in (*artifact.inputs, *artifact.outputs))
-    outputs = names[len(artifact.inputs) :]
+    names = naming.value_names(spec.name for spec in artifact.inputs)
+    outputs = naming.value_names(spec.name for spec in artifact.outputs)
     fields = [
         f"        val {name}: {_element(artifact, spec).array}"
         for name, spec in zip(outputs, artifact.outputs, strict=True)
     ]
     shapes = ", ".join(
         f"`{name}` is {spec.dtype} [{', '.join(map(str, spec.shape))}]"
-        for name, spec in zip(names, artifact.inputs, strict=False)
+        for name, spec in zip(names, artifact.inputs, strict=True)
     )
     return {
         "title": naming.comment(f"{request.card.name} {request.card.version}"),

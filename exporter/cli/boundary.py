@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import signal
 import sys
 import threading
@@ -48,7 +49,7 @@ def run_guarded(action: Callable[[], None], console: Console, arguments: Sequenc
                 return 0
             return _fail(as_edge_error(error, arguments), error, console)
         except click.ClickException as error:
-            return _fail(_from_click(error), None, console)
+            return _fail(_from_click(error, arguments), None, console)
         except BaseException as error:  # noqa: BLE001 - the boundary: nothing may leave as a traceback
             return _fail(as_edge_error(error, arguments), error, console)
     return 0
@@ -95,13 +96,16 @@ def _command_line(arguments: Sequence[str]) -> str:
     return shlex.join(["edge-export", *arguments])
 
 
-def _from_click(error: click.ClickException) -> UsageError:
+def _from_click(error: click.ClickException, arguments: Sequence[str]) -> UsageError:
     """Return click's complaint with a fix in place of its page of usage."""
     context = error.ctx if isinstance(error, click.UsageError) else None
-    path = context.command_path if context else "edge-export"
+    # Errors of click's parser know no context; then the first word says which command was meant.
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    path = context.command_path if context else f"edge-export {command}".rstrip()
     fix = f"run: {path} --help"
-    if isinstance(error, click.NoSuchOption) and error.possibilities:
-        fix = f"did you mean {' or '.join(sorted(error.possibilities))}?"
+    if isinstance(error, click.NoSuchOption):
+        if error.possibilities:
+            fix = f"did you mean {' or '.join(sorted(error.possibilities))}?"
         cause = f"no option is called {error.option_name!r}"
         return UsageError(f"{path}: {cause}", fix=fix)
     if isinstance(error, click.MissingParameter) and context is not None:
@@ -147,13 +151,18 @@ def _write_line(code: str, cause: str, fix: str) -> None:
 
 
 def _is_reader_gone() -> bool:
-    """Whether it was our own stdout whose reader left (`| head`); if so, later flushes are made harmless."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    """Whether it was stdout whose reader left (`| head`), rather than a pipe of ours to somebody else.
+
+    If so, stdout is pointed at nothing, so that what is still buffered cannot fail the interpreter's exit.
+    """
+    poll = select.poll()
+    poll.register(1, 0)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.close(nothing)
+    return True
 
 
 def _ignore_interrupts() -> None:

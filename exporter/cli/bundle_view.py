@@ -18,7 +18,10 @@ REPORT_NAME = "report.json"
 
 
 def show_folder(console: Console, folder: Path) -> None:
-    """Answer with what `folder` holds; `InputError` if no build made it, `IntegrityError` if it is damaged."""
+    """Answer with what `folder` holds.
+
+    Raises `InputError` if no build made it, `IntegrityError` if it is damaged.
+    """
     if (folder / REPORT_NAME).is_file():
         _show_build(console, folder)
     elif (folder / MANIFEST_NAME).is_file():

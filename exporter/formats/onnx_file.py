@@ -10,7 +10,7 @@ from exporter.artifacts import Artifact, Shapes
 from exporter.files import digest, size_bytes
 from exporter.formats.base import ProduceRequest
 from exporter.stages.quantize import quantize
-from exporter.stages.tidy import fix_axes, save_onnx
+from exporter.stages.tidy import fix_axes, forget_inner_shapes, save_onnx
 
 
 def produce(request: ProduceRequest) -> Artifact:
@@ -31,6 +31,8 @@ def produce(request: ProduceRequest) -> Artifact:
     fixed = request.spec.shapes is Shapes.FIXED
     if fixed:
         quantized = fix_axes(quantized, request.axes)
+    if not request.spec.scheme.is_float:
+        forget_inner_shapes(quantized)
     files = save_onnx(quantized, request.path)
     return Artifact(
         spec=request.spec,

@@ -88,7 +88,7 @@ def test_a_header_that_claims_terabytes_is_refused_before_anything_is_allocated(
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("image.npy", npy_header(shape) + bytes(64))
     for read, path in ((read_npy, npy), (read_npz, tmp_path / "a.npz")):
-        with pytest.raises(ResourceError, match="its header claims [0-9]{13,} bytes") as caught:
+        with pytest.raises(ResourceError, match=r"its header claims [0-9]{13,} bytes") as caught:
             read(path)
         assert caught.value.exit_code == 15
         assert path.name in caught.value.cause

@@ -271,7 +271,10 @@ def test_a_file_is_no_image_folder(tmp_path: Path) -> None:
 
 # --- text
 
-TOKENIZER = "def tokenize(text):\n    return {'input_ids': [ord(c) for c in text], 'attention_mask': [1] * len(text)}\n"
+TOKENIZER = """
+def tokenize(text):
+    return {'input_ids': [ord(c) for c in text], 'attention_mask': [1] * len(text)}
+"""
 
 
 def test_text_lines_become_token_arrays(tmp_path: Path) -> None:
@@ -364,7 +367,9 @@ def test_without_the_library_the_fix_is_named(tmp_path: Path, monkeypatch: pytes
 
 def test_a_users_module_cannot_stand_for_ours(tmp_path: Path) -> None:
     (tmp_path / "exporter.py").write_text(
-        "import numpy as np\ndef samples():\n    return [{'image': np.zeros((1, 3, 4, 4), np.float32), 'y': i} for i in range(3)]\n"
+        "import numpy as np\n"
+        "def samples():\n"
+        "    return [{'image': np.zeros((1, 3, 4, 4), np.float32), 'y': i} for i in range(3)]\n"
     )
     ours = sys.modules["exporter"]
     dataset = opened(tmp_path, source="python", callable="exporter.py:samples", labels="y")

@@ -79,8 +79,8 @@ class _Writer:
         """Insert a pair behind `value`; integer readers read it, float readers too if the producer is int8."""
         scale = self._constant(np.asarray(grid.scale, np.float32), "scale")
         zero_point = self._constant(np.asarray(grid.zero_point, grid.dtype), "zero_point")
-        quantize = self._node("QuantizeLinear", [value, scale, zero_point], f"{value.name}/quantized")
-        dequantize = self._node("DequantizeLinear", [quantize.outputs[0], scale, zero_point], f"{value.name}/dequantized")
+        quantize = self._node("QuantizeLinear", [value, scale, zero_point], f"{value.name}/q")
+        dequantize = self._node("DequantizeLinear", [quantize.outputs[0], scale, zero_point], f"{value.name}/dq")
         restored = dequantize.outputs[0]
         restored.shape, restored.dtype = value.shape, value.dtype
         producer = value.producer()
@@ -144,7 +144,7 @@ class _Writer:
         if stored.dtype == ir.DataType.INT8:
             # onnxruntime's fusions want the zero point spelled out; equal ones are stored once.
             inputs.append(self._constant(np.zeros(scales.shape, np.int8), "zero_point"))
-        node = self._node("DequantizeLinear", inputs, f"{stored.name}/dequantized", axis=axis)
+        node = self._node("DequantizeLinear", inputs, f"{stored.name}/dq", axis=axis)
         self.graph.insert_before(self.graph[0], node)
         self.dequantized[key] = node.outputs[0]
         return node.outputs[0]
@@ -152,7 +152,7 @@ class _Writer:
     # -- building blocks --
 
     def _node(self, op: str, inputs: Sequence[ir.Value], output: str, **attributes: int) -> ir.Node:
-        node = ir.node(op, inputs, attributes=attributes or None, name=f"{output}/{op}")
+        node = ir.node(op, inputs, attributes=attributes or None)
         node.outputs[0].name = output
         return node
 

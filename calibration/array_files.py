@@ -1,5 +1,6 @@
-"""Reading `.npy` and `.npz` files that may be damaged or hostile: nothing is unpickled, nothing is
-allocated on a header's word.
+"""Reading `.npy` and `.npz` files that may be damaged or hostile.
+
+Nothing is unpickled, and nothing is allocated on a header's word alone.
 
 Knows the NumPy file format (numpy.lib.format, versions 1 and 2) and ZIP. Must not know models or datasets.
 """

@@ -1,5 +1,4 @@
-"""Is this data fit to calibrate with? Errors where the result would be wrong, findings where it might be
-poor.
+"""Is this data fit to calibrate with? Errors where a result would be wrong, findings where it may be poor.
 
 Knows arrays and what the model's inputs declare. Must not know files, models or rules.
 """
@@ -141,14 +140,12 @@ def _check_names(sample: Sample, inputs: Sequence[InputSpec], index: int) -> Non
 def _check_shape(array: Array, spec: InputSpec, where: str) -> None:
     if _fits(array.shape, spec.shape):
         return
-    expected = _shown(spec.shape)
-    what = "shape" if array.ndim == len(spec.shape) else f"rank {len(spec.shape)}"
-    got = f"{_shown(array.shape)}" if what == "shape" else f"rank {array.ndim} {_shown(array.shape)}"
-    wanted = expected if what == "shape" else f"{what} {expected}"
-    raise CalibrationError(
-        f"{where}: expected {'shape ' if what == 'shape' else ''}{wanted}, got {got}",
-        fix=_shape_remedy(array.shape, spec.shape),
-    )
+    expected, got = _shown(spec.shape), _shown(array.shape)
+    if array.ndim == len(spec.shape):
+        cause = f"expected shape {expected}, got {got}"
+    else:
+        cause = f"expected rank {len(spec.shape)} {expected}, got rank {array.ndim} {got}"
+    raise CalibrationError(f"{where}: {cause}", fix=_shape_remedy(array.shape, spec.shape))
 
 
 def _shape_remedy(got: tuple[int, ...], expected: Sequence[int | str]) -> str:
@@ -277,7 +274,7 @@ def _odd_values(spec: InputSpec, seen: _Seen) -> list[Finding]:
         findings.append(Finding("blank-samples", message, "remove blank samples"))
     worst = int(np.argmax(seen.peaks))
     typical = float(np.median(seen.peaks))
-    if len(seen.peaks) > 1 and seen.peaks[worst] > _OUTLIER_RATIO * typical:
+    if seen.peaks[worst] > _OUTLIER_RATIO * typical > 0.0:
         message = (
             f"sample {worst} of input {spec.name!r} reaches {seen.peaks[worst]:.4g}, "
             f"typical samples reach {typical:.4g}"

@@ -141,7 +141,7 @@ def _read(model: bytes | Path) -> tuple[bytes, Path | None]:
 
 def _parse(data: bytes) -> onnx.ModelProto:
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     try:
         proto = onnx.load_model_from_string(data)
@@ -170,14 +170,13 @@ def _external_locations(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def _digest(data: bytes, folder: Path | None, external: Sequence[str]) -> str:
-    """Return the SHA-256 of the model's bytes, followed by those of the files that hold its weights, by
-    name.
-    """
+    """Return the SHA-256 of the model's bytes, then those of its weight files in order of name."""
     digest = hashlib.sha256(data)
     for location in external:
         relative = PurePosixPath(location)
         path = (folder or Path()) / relative
-        if not location or relative.is_absolute() or ".." in relative.parts or path.is_symlink():
+        outside = relative.is_absolute() or ".." in relative.parts or path.resolve() != path
+        if not location or outside:
             raise UnsafeError(
                 f"the model's weights lie at {location!r}, outside its folder",
                 fix="put the data file beside the model",

@@ -68,9 +68,7 @@ class Fingerprint:
             self._add_array(name, sample[name])
 
     def hexdigest(self, labels: Array | None = None) -> str:
-        """Return the digest of everything taken so far, with `labels` if there are any; more may be added
-        afterwards.
-        """
+        """Return the digest of everything taken so far, and of `labels`; more may be added afterwards."""
         final = Fingerprint()
         final._digest = self._digest.copy()
         if labels is not None:
@@ -199,10 +197,10 @@ class ListDataset(IndexedDataset):
 
 
 class StreamDataset(_Sized):
-    """Samples from a function that starts a fresh pass on every call; read once here to count them and take
-    their digest.
+    """Samples from a function that starts a fresh pass on every call.
 
-    Memory is that of one sample. Labels are gathered on the first pass when `split` finds one in each item.
+    Read once here, to count them and take their digest. Memory is that of one sample. Labels are gathered on the first
+    pass when `split` finds one in each item.
     """
 
     def __init__(
@@ -249,11 +247,10 @@ def evenly_spaced(count: int, length: int) -> Array:
 
 
 def take(dataset: Dataset, count: int) -> Dataset:
-    """Return `count` samples spread evenly over `dataset`, in order; `dataset` itself when it holds
-    exactly that many.
+    """Return `count` samples spread evenly over `dataset`, in order.
 
-    Evenly rather than first: sets are often stored sorted by class or by time. Raises CalibrationError when
-    there are fewer.
+    Evenly rather than first: sets are often stored sorted by class or by time. `dataset` itself when it
+    holds exactly that many. Raises CalibrationError when there are fewer.
     """
     length = len(dataset)
     if count < 1:

@@ -166,25 +166,19 @@ class Preprocess:
 
 
 def describe_preprocess(preprocess: Preprocess | None) -> dict[str, Any]:
-    """Return what a bundle records: the image contract, or `{"kind": "identity"}` when the app passes
-    tensors as they are.
-    """
+    """Return what a bundle records: the image contract, or `{"kind": "identity"}` for plain tensors."""
     return {"kind": "identity"} if preprocess is None else preprocess.to_dict()
 
 
 def preprocess_from_dict(table: Mapping[str, Any] | None) -> Preprocess | None:
-    """Return what `describe_preprocess` recorded, or a recipe's table; None for the identity and for no
-    table.
-    """
+    """Return the contract that `describe_preprocess` or a recipe wrote; None for the identity or no table."""
     if table is None or (table.get("kind") == "identity" and len(table) == 1):
         return None
     return Preprocess.from_dict(table)
 
 
 def _flattened(image: Image.Image, mode: str) -> Image.Image:
-    """Return `image` in `mode`: upright by its EXIF tag, transparent pixels over black, 16-bit greys scaled
-    to 8 bits.
-    """
+    """Return `image` in `mode`: upright by its EXIF tag, over black, 16-bit greys scaled to 8 bits."""
     from PIL import Image, ImageOps
 
     upright = ImageOps.exif_transpose(image)

@@ -54,10 +54,10 @@ def minmax(sketch: Sketch) -> Range:
 
 
 def percentile(sketch: Sketch, q: float = 99.99) -> Range:
-    """Return the central interval that holds `q` percent of the elements: (100 - q) / 2 percent is cut from
-    each side.
+    """Return the central interval that holds `q` percent of the elements.
 
-    Exact to the width of a bin (3.1 % of the value). 0 < q ≤ 100; at 100 it is `minmax`.
+    (100 - q) / 2 percent is cut from each side. Exact to the width of a bin (3.1 % of the value). 0 < q ≤ 100; at 100
+    it is `minmax`.
     """
     _check_seen(sketch)
     if not 0.0 < q <= 100.0:
@@ -82,15 +82,14 @@ def mse(sketch: Sketch, levels: int = 256, *, symmetric: bool = False) -> Range:
 
 
 def entropy(sketch: Sketch, levels: int = 256, *, symmetric: bool = False) -> Range:
-    """Return the range whose clipped, quantised histogram loses the least information (Kullback–Leibler
-    divergence).
+    """Return the range whose clipped, quantised histogram loses the least information.
 
-    S. Migacz, "8-bit Inference with TensorRT" (GTC 2017), over |x|: a linear histogram of 16 bins a level,
-    everything beyond a candidate folded into its last bin. Exact zeros are left out: they cost nothing to
-    represent and would drown the rest after a ReLU. The larger side gets its share of the levels: all of
-    them when the other is empty, half when they are alike. The histogram spans the extremes, or 8 times the
-    99.99th percentile of |x| when an outlier lies beyond that: one outlier would otherwise leave every
-    other element in the first bin.
+    By Kullback–Leibler divergence: S. Migacz, "8-bit Inference with TensorRT" (GTC 2017), over |x|: a linear histogram
+    of 16 bins a level, everything beyond a candidate folded into its last bin. Exact zeros are left out: they cost
+    nothing to represent and would drown the rest after a ReLU. The larger side gets its share of the levels: all of
+    them when the other is empty, half when they are alike. The histogram spans the extremes, or 8 times the 99.99th
+    percentile of |x| when an outlier lies beyond that: one outlier would otherwise leave every other element in the
+    first bin.
     """
     _check_seen(sketch)
     lower, upper, weight = _without_zeros(sketch)
@@ -128,9 +127,7 @@ def range_by(rule: Rule | str, sketch: Sketch) -> Range:
 def expected_squared_error(
     sketch: Sketch, clip: Range, levels: int = 256, *, symmetric: bool = False
 ) -> float:
-    """Return the mean squared error per element of quantising what was seen onto the grid that `clip`
-    gives.
-    """
+    """Return the mean squared error of an element when quantised onto the grid that `clip` gives."""
     _check_seen(sketch)
     return _ClipSearch(sketch, levels, symmetric=symmetric).mean_error(clip)
 
@@ -213,9 +210,7 @@ class _ClipSearch:
         return float(error[0]) * self._unit**2
 
     def _grid(self, low: Array, high: Array) -> tuple[Array, Array, Array]:
-        """Return (step, lowest, highest) of the grids that represent [low, high] with zero and an integer
-        zero point.
-        """
+        """Return (step, lowest, highest) of the grids for [low, high], with an integer zero point."""
         low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
         if self._symmetric:
             half = self._levels // 2 - 1
@@ -260,9 +255,7 @@ def _magnitudes(lower: Array, upper: Array, weight: Array) -> tuple[Array, Array
 
 
 def _linear_histogram(lower: Array, upper: Array, weight: Array, edges: Array) -> Array:
-    """Return the weight of disjoint ascending bins in each interval between `edges`, and all beyond the
-    last one in the last.
-    """
+    """Return the weight of disjoint ascending bins between `edges`; all beyond the last is in the last."""
     if weight.size == 0:
         return np.zeros(edges.size - 1)
     knots = np.stack([lower, upper], axis=1).reshape(-1)

@@ -1,5 +1,4 @@
-"""What was seen of one tensor: a histogram of float bit patterns that merges by addition, plus the exact
-extremes.
+"""What was seen of one tensor: a histogram of float bit patterns, plus the exact extremes.
 
 The bins are fixed by the float32 format, so no range is needed beforehand, one pass is enough, and any
 range rule can be derived afterwards (`ranges`). This module must not know models, datasets or rules.
@@ -91,9 +90,7 @@ class Sketch:
         self.maximum = max(self.maximum, high)
 
     def merge(self, other: Sketch) -> Sketch:
-        """Return what one sketch would hold after both inputs' samples: associative, commutative,
-        bit-exact.
-        """
+        """Return the sketch of both sets of samples: associative, commutative, bit-exact."""
         return Sketch(
             self.counts + other.counts,
             self.count + other.count,
@@ -134,10 +131,10 @@ class Sketch:
         return cls(counts, count, zeros, low, high)
 
     def populated(self) -> tuple[Array, Array, Array]:
-        """Return (lower, upper, weight) of the bins that hold anything, ascending: float64 edges cut to the
-        exact extremes.
+        """Return (lower, upper, weight), float64, of the bins that hold anything, ascending.
 
-        The bins of the two extremes always count: they were seen even when the stride passed them by.
+        Edges are cut to the exact extremes. The bins of the two extremes always count: they were seen even when the
+        stride passed them by.
         """
         lower, upper, order = _ascending_bins()
         weight = self.counts[order].astype(np.float64)
@@ -178,9 +175,9 @@ def _as_float32(array: Array) -> Array:
 
 
 def _extremes(values: Array) -> tuple[float, float]:
-    """Return exact (min, max); NaN anywhere makes both NaN. By chunks, so that the second pass reads from
-    cache.
-    """
+    """Return exact (min, max); NaN anywhere makes both NaN."""
+    # By chunks, so that the second pass of each reads from cache.
+
     lows = [values[start : start + _CHUNK].min() for start in range(0, values.size, _CHUNK)]
     highs = [values[start : start + _CHUNK].max() for start in range(0, values.size, _CHUNK)]
     return float(np.min(lows)), float(np.max(highs))

@@ -1,7 +1,6 @@
 """From the recipe's `[data]` tables to a dataset: arrays, image folders, text and the user's own code.
-There is no default source.
 
-Knows files and their formats. Must not know what makes data good (`checks`), nor run any model.
+There is no default source. Knows files and their formats. Must not know what makes data good (`checks`), nor run any model.
 """
 
 from __future__ import annotations
@@ -50,11 +49,10 @@ def open_dataset(
     inputs: Sequence[InputSpec],
     preprocess: Preprocess | None = None,
 ) -> Dataset:
-    """Return the dataset that `config` (the recipe's `[data] calibration` or `evaluation`) describes; paths
-    are relative to `root`.
+    """Return the dataset that `config`, the recipe's `[data] calibration` or `evaluation`, describes.
 
-    Keys: `source` ("npz", "npy", "images", "text", "python"), `samples` (how many, evenly spaced; all when
-    absent), `labels`, and
+    Paths are relative to `root`. Keys: `source` ("npz", "npy", "images", "text", "python"), `samples` (how many, evenly
+    spaced; all when absent), `labels`, and
 
     - npz: `path`; one array an input, under its name; `labels` names the array of labels.
     - npy: `path`; for models of one input; `labels` is the path of another `.npy`.
@@ -194,9 +192,7 @@ def _image_files(folder: Path, pattern: str | None) -> list[Path]:
 
 
 def _readable(files: Sequence[Path], limit: int) -> tuple[list[Path], list[Path]]:
-    """Return (files that decode, files that do not); raises CalibrationError, naming them, when more than
-    `limit` do not.
-    """
+    """Return (files that decode, files that do not); CalibrationError for more than `limit` of those."""
     good: list[Path] = []
     bad: list[Path] = []
     for path in files:

@@ -1,5 +1,6 @@
-"""What was seen of a whole model: one sketch a tensor, of which model and which data; mergeable, and
-storable as stable bytes.
+"""What was seen of a whole model: one sketch a tensor, of which model and which data.
+
+Merges, and is stored as stable bytes. Must not know how it was collected.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ _DIGEST_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What `collect` saw: every range rule can be derived from it, and nothing of it depends on batch size
-    or storage.
+    """What `collect` saw: every range rule can be derived from it.
 
-    `model_sha256` names the float model, `dataset_fingerprint` the samples it was shown (of merged
-    statistics: those of the parts, sorted and joined by "+"), `samples` how many they were.
+    Nothing in it depends on batch size or storage. `model_sha256` names the float model, `dataset_fingerprint` the
+    samples it was shown (of merged statistics: those of the parts, sorted and joined by "+"), `samples` how many they
+    were.
     """
 
     sketches: Mapping[str, Sketch]
@@ -37,9 +38,7 @@ class Statistics:
     samples: int
 
     def range_of(self, tensor: str, rule: Rule | str) -> Range:
-        """Return the range of `tensor` under `rule`. Raises CalibrationError, naming the tensor, when it
-        was always empty.
-        """
+        """Return the range of `tensor` under `rule`; CalibrationError, naming it, if it was always empty."""
         sketch = self.sketches.get(tensor)
         if sketch is None:
             raise InternalError(
@@ -51,10 +50,10 @@ class Statistics:
             raise CalibrationError(f"tensor {tensor!r}: {error.cause}", fix=error.fix) from error
 
     def merge(self, other: Statistics) -> Statistics:
-        """Return the statistics of both data sets, as if collected in one: bit-exact in the sketches,
-        whatever the order.
+        """Return the statistics of both data sets, as if collected in one.
 
-        Raises CalibrationError when they are of different models or different tensors.
+        Bit-exact in the sketches, whatever the order. Raises CalibrationError when they are of different models or
+        different tensors.
         """
         if self.model_sha256 != other.model_sha256:
             raise CalibrationError(
@@ -88,9 +87,7 @@ class Statistics:
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "statistics") -> Statistics:
-        """Return the statistics that `to_bytes` wrote; raises IntegrityError, naming `name`, for any other
-        bytes.
-        """
+        """Return what `to_bytes` wrote; raises IntegrityError, naming `name`, for any other bytes."""
         body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
         if not data.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
             raise IntegrityError(
@@ -131,9 +128,7 @@ class Statistics:
 
     @classmethod
     def load(cls, path: Path) -> Statistics:
-        """Return what `save` wrote. Raises IntegrityError when the file is missing, damaged or of another
-        version.
-        """
+        """Return what `save` wrote; IntegrityError when it is missing, damaged or of another version."""
         try:
             data = path.read_bytes()
         except OSError as error:

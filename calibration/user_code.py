@@ -1,5 +1,4 @@
-"""The user's own functions: found by "file.py:name" or "module:name", and kept from colliding with anything
-of ours.
+"""The user's own functions: found by "file.py:name" or "module:name", kept from colliding with ours.
 
 Running them is what the recipe asks for; whatever they raise becomes one line that names them.
 """
@@ -23,8 +22,7 @@ from exporter.errors import CalibrationError, RecipeError
 
 
 def load_callable(reference: str, root: Path) -> Callable[..., Any]:
-    """Return the function that `reference` names: "file.py:name", relative to `root`, or
-    "package.module:name".
+    """Return the function that `reference` names: "file.py:name" under `root`, or "package.module:name".
 
     A file is imported under a private name made of its path, so that a user's `targets/` or `exporter/`
     cannot stand for ours. Raises RecipeError when there is no such thing, CalibrationError when importing
@@ -81,9 +79,7 @@ def open_python(reference: str, root: Path, label: str | None) -> Dataset:
 
 
 def call_guarded(reference: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what the user's `function` returns; raises CalibrationError, naming its line, for whatever it
-    raises.
-    """
+    """Return what the user's `function` returns; CalibrationError, naming its line, for what it raises."""
     try:
         return function(*arguments)
     except (Exception, SystemExit) as error:

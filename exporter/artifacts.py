@@ -240,6 +240,18 @@ class Evidence:
     structure: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """One figure held against one limit; `unit` is for people."""
+
+    artifact: ArtifactSpec
+    gate: str
+    limit: float
+    measured: float
+    passed: bool
+    unit: str
+
+
 def to_plain(value: Any) -> Any:
     """Return dataclasses, specs, paths and enums as JSON-ready dicts, lists and strings.
 

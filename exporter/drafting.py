@@ -63,7 +63,7 @@ def draft_recipe(model: str, folder: Path, targets: Sequence[str], *, log: Path)
 
 
 def _draft_for_onnx(path: Path, folder: Path, targets: Sequence[str]) -> Draft:
-    from exporter.stages.onnx_input import read_onnx, tensor_specs
+    from exporter.onnx_read import read_onnx, tensor_specs
 
     inputs, _ = tensor_specs(read_onnx(path))
     _require_expressible(path, inputs)

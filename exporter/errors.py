@@ -21,9 +21,7 @@ class EdgeError(Exception):
     code: ClassVar[str] = "E-internal"
     exit_code: ClassVar[int] = 70
 
-    def __init__(
-        self, cause: str, *, fix: str, details: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, cause: str, *, fix: str, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(cause)
         self.cause = cause
         self.fix = fix

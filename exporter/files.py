@@ -52,7 +52,11 @@ def require_file(path: Path, *, what: str) -> Path:
     """Return `path` if it is a readable, non-empty regular file; `InputError` with near names otherwise."""
     if not path.exists():
         near = near_paths(path)
-        fix = f"did you mean {', '.join(near)}?" if near else f"check the path; {path.parent} holds no such file"
+        fix = (
+            f"did you mean {', '.join(near)}?"
+            if near
+            else f"check the path; {path.parent} holds no such file"
+        )
         raise InputError(f"{what} {path} does not exist", fix=fix)
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "not a regular file"

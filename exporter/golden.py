@@ -34,7 +34,9 @@ def tolerance_of(reference: Sequence[Mapping[str, np.ndarray]], largest_error: f
     Another machine rounds differently on the integer grid, so a replay may be as far from the recorded
     answer as the artifact itself is from the float model, and twice that far from the float model.
     """
-    magnitude = max((float(np.max(np.abs(a), initial=0.0)) for out in reference for a in out.values()), default=0.0)
+    magnitude = max(
+        (float(np.max(np.abs(a), initial=0.0)) for out in reference for a in out.values()), default=0.0
+    )
     floor = _SMALLEST_TOLERANCE * max(magnitude, 1e-3)
     return Tolerance(max(largest_error, floor), max(2.0 * largest_error, 2.0 * floor))
 
@@ -58,7 +60,9 @@ def write_golden(
             {
                 "inputs": _save(folder, number, "input", sample),
                 "reference": _save(folder, number, "reference", want),
-                "outputs": {file: _save(folder, number, Path(file).name, got[number]) for file, got in answers.items()},
+                "outputs": {
+                    file: _save(folder, number, Path(file).name, got[number]) for file, got in answers.items()
+                },
             }
         )
     document = {
@@ -86,7 +90,9 @@ def read_array(folder: Path, relative: str) -> np.ndarray:
     """Return one array that `golden.json` names; refuses paths that leave the folder, and pickles."""
     path = folder / relative
     if Path(relative).is_absolute() or ".." in Path(relative).parts:
-        raise IntegrityError(f"{folder}/golden.json names {relative!r}, outside its folder", fix="build the bundle again")
+        raise IntegrityError(
+            f"{folder}/golden.json names {relative!r}, outside its folder", fix="build the bundle again"
+        )
     require_file(path, what="golden vector")
     try:
         array: np.ndarray = np.load(path, allow_pickle=False)

@@ -12,9 +12,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-FLOAT_TYPES = frozenset(
-    {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
-)
+FLOAT_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 
 
@@ -100,7 +98,10 @@ def owned_weight_bytes(node: ir.Node) -> int:
     return sum(
         4 * value.const_value.size
         for value in node.inputs
-        if value is not None and value.const_value is not None and value.producer() is None and is_float(value)
+        if value is not None
+        and value.const_value is not None
+        and value.producer() is None
+        and is_float(value)
     )
 
 

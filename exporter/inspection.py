@@ -6,14 +6,13 @@ size counts as 1, and is listed so that nobody takes the figures for a batch the
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.artifacts import Format, TensorSpec
+from exporter.artifacts import Coverage, Format, TensorSpec
 from exporter.errors import EdgeError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from exporter.planning import Plan
-    from exporter.source import SourceModel
     from targets.base import RuntimeCapability, Target
 
 
@@ -46,7 +44,8 @@ class GraphFacts:
 
     `opsets` maps operator domain to version (`ai.onnx` for the default one), `parameters` counts elements
     of float constants, `assumed_axes` are the sizes that `macs` were counted with, `uncounted` the nodes
-    that compute and whose shapes stay unknown, `quantized_by` the first quantised operator, if any.
+    that compute and whose shapes stay unknown, `quantized_by` the first quantised operator, if any, and
+    `static_coverage` what `static_wi8_ai8` would quantise of a float graph.
     """
 
     producer: str
@@ -61,6 +60,7 @@ class GraphFacts:
     assumed_axes: Mapping[str, int]
     uncounted: tuple[str, ...]
     quantized_by: str | None
+    static_coverage: Coverage | None
 
     @property
     def opset(self) -> int:
@@ -88,16 +88,15 @@ class ArtifactPreview:
     refused: str
 
 
-def inspect_onnx(path: Path, axes: Mapping[str, int] | None = None) -> GraphFacts:
+def inspect_onnx(path: Path, axes: Mapping[str, int] | None = None, keep: Sequence[str] = ()) -> GraphFacts:
     """Return the facts of the `.onnx` file in `path`, with named axes sized by `axes` and else 1.
 
-    Raises what `exporter.stages.onnx_input.read_onnx` raises for files that are missing, broken or unsafe.
+    `keep` are the recipe's patterns of nodes that stay float. Raises what `exporter.onnx_read.read_onnx`
+    raises for files that are missing, broken or unsafe.
     """
-    from exporter.stages.onnx_input import quantized_operator, read_onnx, tensor_specs
+    from exporter.onnx_read import read_onnx
 
-    proto = read_onnx(path)
-    inputs, outputs = tensor_specs(proto)
-    return _facts(proto, inputs, outputs, quantized_operator(proto), dict(axes or {}))
+    return _facts(read_onnx(path), axes or {}, keep)
 
 
 def inspect_plan(plan: Plan, *, log: Path) -> GraphFacts:
@@ -108,52 +107,28 @@ def inspect_plan(plan: Plan, *, log: Path) -> GraphFacts:
     import onnx_ir as ir
 
     from exporter.stages.load import load
+    from exporter.stages.tidy import tidy
     from exporter.stages.to_onnx import to_onnx
 
-    source = load(plan, log=log)
+    source, keep = load(plan, log=log), plan.recipe.quantize.keep
     if source.onnx is not None:
-        return inspect_onnx(source.onnx, source.axes)
-    with tempfile.TemporaryDirectory(prefix="edge-inspect-") as folder:
-        path = Path(folder) / "float.onnx"
-        ir.save(to_onnx(source), path)
-        return inspect_onnx(path, _axes_as_exported(path, source))
+        return inspect_onnx(source.onnx, source.axes, keep)
+    return _facts(ir.to_proto(tidy(to_onnx(source), source.inputs)), source.axes, keep)
 
 
-def _axes_as_exported(path: Path, source: SourceModel) -> dict[str, int]:
-    """Return the recipe's axis sizes under the names that the exporter gave to those axes."""
-    import onnx
-
-    from exporter.stages.onnx_input import tensor_specs
-
-    exported, _ = tensor_specs(onnx.load(path))
-    pairs = (
-        (theirs, ours)
-        for there, here in zip(exported, source.inputs, strict=True)
-        for theirs, ours in zip(there.shape, here.shape, strict=True)
-    )
-    return {
-        theirs: source.axes[ours]
-        for theirs, ours in pairs
-        if isinstance(theirs, str) and isinstance(ours, str)
-    }
-
-
-def _facts(
-    proto: onnx.ModelProto,
-    inputs: tuple[TensorSpec, ...],
-    outputs: tuple[TensorSpec, ...],
-    quantized_by: str | None,
-    axes: Mapping[str, int],
-) -> GraphFacts:
+def _facts(proto: onnx.ModelProto, axes: Mapping[str, int], keep: Sequence[str]) -> GraphFacts:
     import onnx_ir as ir
 
     from exporter.graph import constant_bytes, node_macs, parameter_count
+    from exporter.onnx_read import quantized_operator, tensor_specs
 
+    inputs, outputs = tensor_specs(proto)
     named = sorted({axis for spec in inputs for axis in spec.shape if isinstance(axis, str)})
     sizes = {axis: axes.get(axis, 1) for axis in named}
     model = ir.from_proto(_with_all_shapes(proto))
     _name_every_node(model)
     macs = node_macs(model, sizes)
+    quantized_by = quantized_operator(proto)
     return GraphFacts(
         producer=f"{proto.producer_name} {proto.producer_version}".strip() or "unknown",
         ir_version=proto.ir_version,
@@ -167,7 +142,25 @@ def _facts(
         assumed_axes=sizes,
         uncounted=tuple(name for name, count in macs.items() if count == 0),
         quantized_by=quantized_by,
+        static_coverage=None if quantized_by else _static_coverage(proto, inputs, sizes, keep),
     )
+
+
+def _static_coverage(
+    proto: onnx.ModelProto, inputs: Sequence[TensorSpec], sizes: Mapping[str, int], keep: Sequence[str]
+) -> Coverage:
+    """Return what `static_wi8_ai8` would quantise: the decision that a build takes, on the graph it takes it on."""
+    import onnx_ir as ir
+
+    from exporter.stages.quantize.coverage import coverage_of
+    from exporter.stages.quantize.outcome import Outcome
+    from exporter.stages.quantize.regions import decide_regions
+    from exporter.stages.tidy import tidy
+
+    graph = tidy(ir.from_proto(proto), inputs)
+    regions = decide_regions(graph, keep)
+    outcome = Outcome(graph, regions.quantized, regions.reasons)
+    return coverage_of(graph, outcome, sizes, weights_only=False)
 
 
 def _with_all_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -9,6 +9,7 @@ Knows nothing of models or formats: a request and a result are JSON objects; arr
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -66,7 +67,12 @@ def call_isolated(
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": _search_path(), **(environment or {})},
+                env={
+                    **os.environ,
+                    "PYTHONWARNINGS": "ignore",
+                    "PYTHONPATH": _search_path(),
+                    **(environment or {}),
+                },
                 start_new_session=True,
             )
             try:
@@ -93,10 +99,8 @@ def _search_path() -> str:
 
 def _end(child: subprocess.Popen[bytes]) -> None:
     """Kill what is left of the child's process group, so that nothing outlives the call."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     child.wait()
 
 

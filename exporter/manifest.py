@@ -29,7 +29,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise InputError(
-            f"{folder} is no bundle: it has no {MANIFEST_NAME}", fix="name a folder that edge-export build wrote"
+            f"{folder} is no bundle: it has no {MANIFEST_NAME}",
+            fix="name a folder that edge-export build wrote",
         )
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -38,7 +39,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise IntegrityError(f"{path} is damaged", fix="build or pull the bundle again") from error
     if not known:
         raise IntegrityError(
-            f"{path} has format {manifest['format']!r}; this tool reads {MANIFEST_FORMAT}", fix="update edge-exporter"
+            f"{path} has format {manifest['format']!r}; this tool reads {MANIFEST_FORMAT}",
+            fix="update edge-exporter",
         )
     return manifest
 
@@ -49,12 +51,18 @@ def check_manifest(folder: Path) -> int:
     Raises `IntegrityError` (19) naming a file that is missing, added, changed or replaced by a link.
     """
     recorded = read_manifest(folder)["files"]
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() or path.is_symlink()}
+    present = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() or path.is_symlink()
+    }
     present.discard(MANIFEST_NAME)
     for name in sorted(set(recorded) - present):
         raise IntegrityError(f"{folder / name} is missing", fix="build or pull the bundle again")
     for name in sorted(present - set(recorded)):
-        raise IntegrityError(f"{folder / name} is not in the manifest", fix="remove it, or build the bundle again")
+        raise IntegrityError(
+            f"{folder / name} is not in the manifest", fix="remove it, or build the bundle again"
+        )
     for name in sorted(recorded):
         path = folder / name
         if path.is_symlink():

@@ -33,7 +33,7 @@ from exporter.stages.report import report_document, write_report
 if TYPE_CHECKING:
     from calibration.dataset import Dataset
     from calibration.statistics import Statistics
-    from exporter.stages.validate import Reference
+    from exporter.reference import Reference
 
 PARITY_SAMPLES = 4
 SYNTHETIC_SAMPLES = 8
@@ -114,7 +114,17 @@ def _build_into(plan: Plan, staging: Path, workdir: Path, clock: _Clock, log: Pa
     evidence, reference = _validate_all(source, data, onnx, program, artifacts, workdir, clock)
     gates = judge(plan, artifacts, evidence)
     report = report_document(
-        plan, source, onnx, statistics, artifacts, evidence, reference.record, gates, data.findings, data.source, clock.seconds
+        plan,
+        source,
+        onnx,
+        statistics,
+        artifacts,
+        evidence,
+        reference.record,
+        gates,
+        data.findings,
+        data.source,
+        clock.seconds,
     )
     require_passed(gates, report)
     with clock.stage("writing bundles", len(plan.targets)) as advance:
@@ -142,12 +152,16 @@ def _read_data(plan: Plan, source: SourceModel) -> _Data:
         if config is None:
             continue
         dataset = open_dataset(config, root=plan.recipe.folder, inputs=source.inputs, preprocess=preprocess)
-        findings += [f"{role} data: {found.message}; {found.fix}" for found in check_dataset(dataset, source.inputs)]
+        findings += [
+            f"{role} data: {found.message}; {found.fix}" for found in check_dataset(dataset, source.inputs)
+        ]
         opened[role] = dataset
     judging = opened.get("evaluation") or opened.get("calibration")
     if judging is None:
         samples: list[Mapping[str, np.ndarray]] = _synthetic(source)
-        findings.append("no evaluation data: fidelity was measured on random inputs, which says little of real ones")
+        findings.append(
+            "no evaluation data: fidelity was measured on random inputs, which says little of real ones"
+        )
     else:
         samples = list(judging)
     if "evaluation" not in opened and judging is not None:
@@ -162,7 +176,9 @@ def _synthetic(source: SourceModel) -> list[Mapping[str, np.ndarray]]:
     generator = np.random.default_rng(0)
     return [
         {
-            name: generator.uniform(0, 1, array.shape).astype(array.dtype) if array.dtype.kind == "f" else array
+            name: generator.uniform(0, 1, array.shape).astype(array.dtype)
+            if array.dtype.kind == "f"
+            else array
             for name, array in source.example.items()
         }
         for _ in range(SYNTHETIC_SAMPLES)
@@ -189,17 +205,22 @@ def _metric(plan: Plan, labels: np.ndarray | None) -> tuple[str | None, Metric |
     module, attribute = import_user_code(name, plan.recipe.folder)
     metric = getattr(module, attribute, None)
     if not callable(metric):
-        raise RecipeError(f"data.metric {name}: no callable of that name", fix="define metric(outputs, labels) -> float")
+        raise RecipeError(
+            f"data.metric {name}: no callable of that name", fix="define metric(outputs, labels) -> float"
+        )
     return name, metric
 
 
 # --- stages ----------------------------------------------------------------------------------------------
 
 
-def _export(plan: Plan, source: SourceModel, data: _Data, workdir: Path, clock: _Clock) -> tuple[Path, Path | None]:
+def _export(
+    plan: Plan, source: SourceModel, data: _Data, workdir: Path, clock: _Clock
+) -> tuple[Path, Path | None]:
     """Write the tidy float graph, check it against torch, and write the program other formats start from."""
-    from exporter.stages.capture import save_program
-    from exporter.stages.tidy import save_onnx, tidy
+    from exporter.capture import save_program
+    from exporter.onnx_write import save_onnx
+    from exporter.stages.tidy import tidy
     from exporter.stages.to_onnx import check_parity, to_onnx
 
     onnx = workdir / "float32.onnx"
@@ -222,7 +243,8 @@ def _calibrate(plan: Plan, onnx: Path, data: _Data, clock: _Clock) -> Statistics
     from exporter.stages.quantize.regions import activation_values
 
     wants_ranges = any(
-        planned.spec.scheme.needs_calibration and not planned.spec.format.needs_torch for planned in plan.artifacts
+        planned.spec.scheme.needs_calibration and not planned.spec.format.needs_torch
+        for planned in plan.artifacts
     )
     if not wants_ranges or data.calibration is None:
         return None
@@ -317,9 +339,10 @@ def _validate_all(
                 if spec.format is Format.MLPACKAGE and program is not None:
                     from exporter.formats.mlpackage import NOT_RUN, inspect_structure
 
-                    evidence[spec] = structural_evidence(artifact, NOT_RUN, inspect_structure(artifact.path, program))
+                    evidence[spec] = structural_evidence(
+                        artifact, NOT_RUN, inspect_structure(artifact.path, program, log=workdir / f"{artifact.path.name}.log")
+                    )
                 else:
                     evidence[spec] = validate(artifact, reference, workdir=workdir / "validation")
             advance(number)
     return evidence, reference
-

@@ -103,7 +103,9 @@ def make_plan(recipe: Recipe, targets: Mapping[str, Target], *, trust_code: bool
     origin = _origin_of(recipe)
     _refuse_code(recipe, origin, trust_code)
     if not targets:
-        raise UsageError("the recipe names no target", fix="add a table such as [targets.android], or pass --target")
+        raise UsageError(
+            "the recipe names no target", fix="add a table such as [targets.android], or pass --target"
+        )
     options = {name: _read_options(target, recipe.targets.get(name, {})) for name, target in targets.items()}
     wanted: dict[ArtifactSpec, dict[str, tuple[str, ...]]] = {}
     refused: list[Refusal] = []
@@ -148,7 +150,11 @@ def _read_options(target: Target, table: Mapping[str, object]) -> TargetOptions:
         problem = error.errors(include_url=False)[0]
         where = ".".join(["targets", target.name, *(str(part) for part in problem["loc"])])
         known = ", ".join(sorted(target.options_model.model_fields))
-        what = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
+        what = (
+            "unknown key"
+            if problem["type"] == "extra_forbidden"
+            else problem["msg"].removeprefix("Value error, ")
+        )
         raise RecipeError(f"{where}: {what}", fix=f"known keys here: {known}") from error
 
 
@@ -186,8 +192,12 @@ def _refusal(target: Target, options: TargetOptions, spec: ArtifactSpec, origin:
 
 def _check_plan(plan: Plan) -> None:
     if not plan.artifacts:
-        reasons = "; ".join(f"{refusal.spec} for {refusal.target}: {refusal.reason}" for refusal in plan.refused)
-        raise UnsupportedError(f"nothing can be made: {reasons}", fix="change the scheme, targets or model source")
+        reasons = "; ".join(
+            f"{refusal.spec} for {refusal.target}: {refusal.reason}" for refusal in plan.refused
+        )
+        raise UnsupportedError(
+            f"nothing can be made: {reasons}", fix="change the scheme, targets or model source"
+        )
     for kind in sorted({planned.spec.format for planned in plan.artifacts}):
         extra, modules = _EXTRA_OF_FORMAT.get(kind, ("", ()))
         missing = [module for module in modules if importlib.util.find_spec(module) is None]

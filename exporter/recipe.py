@@ -170,7 +170,8 @@ def read_recipe(path: Path) -> Recipe:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
-            f"cannot read the recipe {path}: {_why(error)}", fix="name a TOML file; edge-export init writes one"
+            f"cannot read the recipe {path}: {_why(error)}",
+            fix="name a TOML file; edge-export init writes one",
         ) from error
     try:
         tables = tomllib.loads(text)
@@ -201,7 +202,9 @@ def _first_problem(path: Path, error: ValidationError) -> RecipeError:
         return RecipeError(f"{path}: {where}: missing{more}", fix=f"add {problem['loc'][-1]} = …")
     message = problem["msg"].removeprefix("Value error, ")
     given = "" if isinstance(problem["input"], dict) else f", not {problem['input']!r}"
-    return RecipeError(f"{path}: {where}: {message}{given}{more}", fix="correct that key; edge-export schema lists them")
+    return RecipeError(
+        f"{path}: {where}: {message}{given}{more}", fix="correct that key; edge-export schema lists them"
+    )
 
 
 def _keys_at(location: Sequence[int | str]) -> list[str]:
@@ -225,4 +228,3 @@ def json_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "edge-exporter recipe"
     return schema
-

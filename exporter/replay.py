@@ -59,7 +59,13 @@ def replay_bundle(bundle: Path, *, progress: Progress) -> dict[str, Any]:
 
 def _replay(bundle: Path, entry: Mapping[str, Any], golden: Mapping[str, Any]) -> dict[str, Any]:
     spec = ArtifactSpec.parse(entry["artifact"])
-    verdict = {"file": entry["file"], "artifact": entry["artifact"], "runtime": None, "passed": None, "note": ""}
+    verdict = {
+        "file": entry["file"],
+        "artifact": entry["artifact"],
+        "runtime": None,
+        "passed": None,
+        "note": "",
+    }
     if spec.format is Format.MLPACKAGE:
         return {**verdict, "note": "hashed only: Core ML runs on Apple systems"}
     folder = bundle / "golden"
@@ -69,7 +75,12 @@ def _replay(bundle: Path, entry: Mapping[str, Any], golden: Mapping[str, Any]) -
         for number, sample in enumerate(golden["samples"]):
             write_sample(inputs, number, _arrays(folder, sample["inputs"]))
         record = run_artifact(
-            bundle / "models" / entry["file"], spec.format, inputs, outputs, log=Path(scratch, "log"), timed=False
+            bundle / "models" / entry["file"],
+            spec.format,
+            inputs,
+            outputs,
+            log=Path(scratch, "log"),
+            timed=False,
         )
         answers = list(read_samples(record.outputs))
     recorded = [_arrays(folder, sample["outputs"][entry["file"]]) for sample in golden["samples"]]

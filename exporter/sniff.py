@@ -63,7 +63,10 @@ def safetensors_shortfall(path: Path) -> str | None:
         stream.seek(8)
         try:
             header = json.loads(stream.read(length))
-            end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+            end = max(
+                (entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"),
+                default=0,
+            )
         except (ValueError, KeyError, TypeError, IndexError):
             return "its header is not readable JSON"
     expected = 8 + length + end

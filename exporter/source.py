@@ -39,7 +39,9 @@ class SourceModel:
         if self.module is None:
             raise TypeError("this model came as ONNX and has no torch module")
         with torch.no_grad():
-            result = self.module(*(torch.from_numpy(np.ascontiguousarray(feeds[spec.name])) for spec in self.inputs))
+            result = self.module(
+                *(torch.from_numpy(np.ascontiguousarray(feeds[spec.name])) for spec in self.inputs)
+            )
         return [tensor.numpy() for tensor in flatten_outputs(result)]
 
 

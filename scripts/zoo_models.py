@@ -1,13 +1,13 @@
-"""Full-size public architectures with random weights, for benchmarks and end-to-end checks; nothing is downloaded.
+"""Full-size public architectures with random weights, for benchmarks and end-to-end checks; no downloads.
 
     python scripts/zoo_models.py                     # list the models
-    python scripts/zoo_models.py check               # export, convert and compare every model, print one line each
+    python scripts/zoo_models.py check               # export, convert and compare them, one line each
     python scripts/zoo_models.py check bert-base     # only that one
 
-Random weights say nothing about accuracy: figures obtained on these speak of size, speed and arithmetic fidelity.
+Random weights say nothing about accuracy: figures obtained on these speak of size, speed and arithmetic.
 Each `build_*` is also a recipe factory (`factory = "scripts/zoo_models.py:build_resnet50"`): no arguments,
-a module in eval mode whose `forward` takes plain tensors and returns one tensor. Seeds are fixed and the global
-random state is left as it was found, so two builds hold the same weights.
+a module in eval mode whose `forward` takes plain tensors and returns one tensor. Seeds are fixed and the
+global random state is left as it was found, so two builds hold the same weights.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ Sample = dict[str, NDArray[Any]]
 class ZooModel:
     """A module in eval mode, what it takes, and how to make inputs for it.
 
-    `axes` sizes the named axes where a fixed shape is needed; `draw(rng)` returns one sample, every axis sized so.
+    `axes` sizes the named axes where a fixed shape is needed; `draw(rng)` returns one sample of those sizes.
     """
 
     name: str
@@ -180,27 +180,28 @@ def build_vit_b16() -> nn.Module:
     """Return ViT-B/16 at 224 (Dosovitskiy et al. 2020), 86.6 M parameters, 1000 classes."""
     with _seeded():
         config = ViTConfig(num_labels=1000, attn_implementation="eager")
-        return Logits(ViTForImageClassification(config)).eval()
+        return _varied(Logits(ViTForImageClassification(config)))
 
 
 def build_bert_base() -> nn.Module:
     """Return BERT-base, uncased vocabulary (Devlin et al. 2018), 109 M parameters, two classes."""
     with _seeded():
         config = BertConfig(num_labels=2, attn_implementation="eager")
-        return TextLogits(BertForSequenceClassification(config), segments=True).eval()
+        return _varied(TextLogits(BertForSequenceClassification(config), segments=True))
 
 
 def build_distilbert() -> nn.Module:
     """Return DistilBERT-base (Sanh et al. 2019), 67 M parameters, two classes."""
     with _seeded():
         config = DistilBertConfig(num_labels=2, attn_implementation="eager")
-        return TextLogits(DistilBertForSequenceClassification(config), segments=False).eval()
+        return _varied(TextLogits(DistilBertForSequenceClassification(config), segments=False))
 
 
 def build_gpt2() -> nn.Module:
     """Return GPT-2 small (Radford et al. 2019), 124 M parameters, output head tied to the embedding."""
     with _seeded():
-        return NextToken(GPT2LMHeadModel(GPT2Config(use_cache=False, attn_implementation="eager"))).eval()
+        config = GPT2Config(use_cache=False, attn_implementation="eager")
+        return _varied(NextToken(GPT2LMHeadModel(config)))
 
 
 def build_whisper_tiny_encoder() -> nn.Module:
@@ -210,14 +211,26 @@ def build_whisper_tiny_encoder() -> nn.Module:
         attn_implementation="eager",
     )  # fmt: skip
     with _seeded():
-        return Frames(WhisperEncoder(config)).eval()
+        return _varied(Frames(WhisperEncoder(config)))
+
+
+def _varied(module: nn.Module) -> nn.Module:
+    """Return `module` in eval mode with biases and normalisation gains off their initial zeros and ones.
+
+    Equal constants are stored once in a graph, so that vectors that are all alike would flatter every size.
+    """
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    return module.eval()
 
 
 def _settled(network: nn.Module) -> nn.Module:
-    """Return `network` wrapped, its batch normalisations given the statistics of its own activations, then jittered.
+    """Return `network` wrapped, its batch normalisations given statistics of its own activations, jittered.
 
-    With the statistics of a fresh network (mean 0, variance 1) activations of random convolutions vanish or explode
-    with depth, and folding the normalisation would fold an identity.
+    With the statistics of a fresh network (mean 0, variance 1) activations of random convolutions vanish or
+    explode with depth, and folding the normalisation would fold an identity.
     """
     module = Logits(network).eval()
     norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
@@ -238,7 +251,7 @@ def _settled(network: nn.Module) -> nn.Module:
 
 
 def _image(rng: np.random.Generator) -> Sample:
-    """Return one image whose energy lies at low frequencies, as in photographs, in ImageNet's normalised range."""
+    """Return one image with its energy at low frequencies, as photographs have, in ImageNet's usual range."""
     picture = np.zeros((3, 224, 224))
     for cells in (4, 7, 14, 28, 56):
         patch = 224 // cells
@@ -261,7 +274,7 @@ def _tokens(vocabulary: int, sequence: int, *, masked: bool) -> Callable[[np.ran
 
 
 def _mel(rng: np.random.Generator) -> Sample:
-    """Return one spectrogram in the range of Whisper's front end: log10 scaled to about -1..1.5, silence at the end."""
+    """Return one spectrogram in the range of Whisper's front end, about -1..1.5, with silence at the end."""
     frames, mels = int(rng.integers(1000, 3000)), 80
     envelope = np.kron(rng.standard_normal((8, 100)), np.ones((mels // 8, 30)))
     speech = 0.25 * envelope + 0.1 * rng.standard_normal((mels, 3000))

@@ -11,6 +11,7 @@ from exporter.cli import figures
 from exporter.cli.console import Column, Console, named_once, pass_console, speaking
 
 if TYPE_CHECKING:
+    from exporter.artifacts import Coverage
     from exporter.inspection import ArtifactPreview, GraphFacts, RuntimeVerdict
 
 
@@ -131,9 +132,28 @@ def show(
             for fact in facts.operators
         ],
     )
+    if facts.static_coverage is not None:
+        _show_coverage(console, facts.static_coverage)
     if verdicts:
         _show_verdicts(console, verdicts)
     _show_previews(console, previews)
+
+
+def _show_coverage(console: Console, coverage: Coverage) -> None:
+    console.answer()
+    console.heading(
+        "static_wi8_ai8 would quantise",
+        f"{coverage.quantized_count} of {len(coverage.layers)} operators, "
+        f"{figures.share(coverage.mac_share)} of MACs, {figures.share(coverage.weight_share)} of weights",
+    )
+    reasons = [reason.partition(": ") for reason in coverage.reasons()]
+    rows = [
+        [op, str(number), why]
+        for (op, _, why), number in zip(reasons, coverage.reasons().values(), strict=True)
+    ]
+    if rows:
+        columns = (Column("stays float", fold=False), Column("count", right=True), Column("because"))
+        console.answer_table(columns, rows)
 
 
 def _show_verdicts(console: Console, verdicts: tuple[RuntimeVerdict, ...]) -> None:

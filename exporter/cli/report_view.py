@@ -64,7 +64,7 @@ def _metric_name(report: Mapping[str, Any]) -> str | None:
 def _reference_row(report: Mapping[str, Any]) -> list[list[str]]:
     """Return the float model's row, which the others are measured against."""
     task = next((a["evidence"]["task"] for a in report["artifacts"] if a["evidence"]["task"]), None)
-    latency = report.get("reference_latency")
+    latency = report["model"]["float_latency"]
     return [
         [
             "float model",
@@ -122,10 +122,11 @@ def _explanations(report: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"Latency: median of {runs} runs, {threads} thread{plural}, on this {host}: not a device's."
         )
+    reasons: dict[str, list[str]] = {}
     for artifact in artifacts:
         if artifact["evidence"]["not_run"]:
-            lines.append(f"{artifact['artifact']} was not run: {artifact['evidence']['not_run']}")
-    return lines
+            reasons.setdefault(artifact["evidence"]["not_run"], []).append(artifact["artifact"])
+    return lines + [f"Not run: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
 def _notes(report: Mapping[str, Any]) -> list[str]:

@@ -31,7 +31,6 @@ from exporter.formats.mlpackage_program import Provenance, fold_constants, load_
 from exporter.formats.tflite_float import check_weights, specs_from_json
 from exporter.schemes import Method, Scheme
 
-_BLOCK_SIZES = (128, 64, 32)
 _NAMESPACE = uuid.UUID("7d0b0c5e-7f2f-5c55-9a3a-0d3b8b8e9f10")
 
 
@@ -61,8 +60,8 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
             details={"left_float": covered.reasons()},
         )
     return {
-        "inputs": _features(spec.description.input),
-        "outputs": _features(spec.description.output),
+        "inputs": features(spec.description.input),
+        "outputs": features(spec.description.output),
         "layers": to_plain(covered.layers),
         "notes": notes,
     }
@@ -141,7 +140,7 @@ def _compress(
     chosen = compress.OptimizationConfig(global_config=None, op_name_configs=configs)
     notes = [f"keep pattern {pattern!r} matched no operator of this file" for pattern in keep if pattern not in kept]
     if eight:
-        notes.append(f"{eight} weights are int8 instead of int4: their input channels do not divide into blocks of 32")
+        notes.append(f"{eight} weights are int8 instead of int4: their input channels have no divisor from 16 to the block size")
     # Constants take the suffix of their compressed form; reasons go by the name in the finished file.
     return compress.linear_quantize_weights(model, chosen), reasons, notes
 
@@ -158,12 +157,11 @@ def _weight_config(operation: Any, weight: Any, scheme: Scheme) -> tuple[Any, in
     per_channel = {"mode": "linear_symmetric", "granularity": "per_channel", "weight_threshold": 0}
     if scheme.weight_bits == 8:
         return compress.OpLinearQuantizerConfig(dtype="int8", **per_channel), 8
-    width = _reduced_axis(operation, weight)
-    asked = scheme.block_size or 0
-    if 1 < width <= asked and width % 32 == 0:
+    width, asked = _reduced_axis(operation, weight), scheme.block_size or 0
+    if 1 < width <= asked:
         # One block spans all input channels, which is one scale a channel.
         return compress.OpLinearQuantizerConfig(dtype="int4", **per_channel), 4
-    block = next((size for size in _BLOCK_SIZES if size <= asked and width % size == 0), 0)
+    block = next((size for size in range(asked, 15, -8) if width % size == 0), 0)
     if not block:
         return compress.OpLinearQuantizerConfig(dtype="int8", **per_channel), 8
     return compress.OpLinearQuantizerConfig(
@@ -239,7 +237,8 @@ def _manifest(entries: dict[str, tuple[str, str]]) -> str:
     return json.dumps(manifest, indent=4, sort_keys=True) + "\n"
 
 
-def _features(features: Any) -> list[dict[str, Any]]:
+def features(descriptions: Any) -> list[dict[str, Any]]:
+    """Return name, numpy dtype name and shape of each multi-array of a model description, JSON-ready."""
     from coremltools.proto import FeatureTypes_pb2
 
     names = {
@@ -253,5 +252,5 @@ def _features(features: Any) -> list[dict[str, Any]]:
             ),
             "shape": list(feature.type.multiArrayType.shape),
         }
-        for feature in features
+        for feature in descriptions
     ]

@@ -9,8 +9,8 @@ import onnx_ir as ir
 from exporter.artifacts import Artifact, Shapes
 from exporter.files import digest, size_bytes
 from exporter.formats.base import ProduceRequest
+from exporter.onnx_write import fix_axes, forget_inner_shapes, save_onnx
 from exporter.stages.quantize import quantize
-from exporter.stages.tidy import fix_axes, forget_inner_shapes, save_onnx
 
 
 def produce(request: ProduceRequest) -> Artifact:

@@ -75,8 +75,9 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
     listing.unlink()
     kept = [line for line in text.splitlines() if line and not line.startswith("#")]
     Path(request["operators"]).write_text(
-        "# Operators of this model, for onnxruntime's build.py --include_ops_by_config\n" + "\n".join(kept) + "\n",
+        "# Operators of this model, for onnxruntime's build.py --include_ops_by_config\n"
+        + "\n".join(kept)
+        + "\n",
         encoding="utf-8",
     )
     return {}
-

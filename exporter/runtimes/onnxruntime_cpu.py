@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,9 @@ class OnnxModel:
         except Exception as error:
             # onnxruntime raises classes of its own that share no public base below Exception.
             line = (str(error).strip().splitlines() or [""])[0][:300]
-            raise InputError(f"onnxruntime {ort.__version__} cannot load {path}: {line}", fix="rebuild it") from error
+            raise InputError(
+                f"onnxruntime {ort.__version__} cannot load {path}: {line}", fix="rebuild it"
+            ) from error
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
 
@@ -54,10 +57,12 @@ class OnnxModel:
             results = self._session.run(None, wanted)
         except Exception as error:
             line = (str(error).strip().splitlines() or [""])[0][:300]
-            raise InputError(f"onnxruntime refused to run the model: {line}", fix="check names, shapes and dtypes") from error
+            raise InputError(
+                f"onnxruntime refused to run the model: {line}", fix="check names, shapes and dtypes"
+            ) from error
         return {spec.name: np.asarray(result) for spec, result in zip(self.outputs, results, strict=True)}
 
 
-def _spec(value: object) -> TensorSpec:
-    shape = tuple(axis if isinstance(axis, int) else str(axis or "?") for axis in value.shape)  # type: ignore[attr-defined]
-    return TensorSpec(value.name, _NUMPY_OF_ORT.get(value.type, value.type), shape)  # type: ignore[attr-defined]
+def _spec(value: Any) -> TensorSpec:
+    shape = tuple(axis if isinstance(axis, int) else str(axis or "?") for axis in value.shape)
+    return TensorSpec(value.name, _NUMPY_OF_ORT.get(value.type, value.type), shape)

@@ -27,10 +27,21 @@ MOST_TIMED_RUNS = 200
 class LoadedModel(Protocol):
     """A model that a runtime has loaded."""
 
-    name: str
-    version: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    @property
+    def name(self) -> str:
+        """The runtime's name, such as "onnxruntime-cpu"."""
+
+    @property
+    def version(self) -> str:
+        """The runtime's version."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What the file takes."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What the file answers."""
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return outputs by name."""
@@ -66,19 +77,32 @@ def open_model(path: Path, kind: Format, *, threads: int = 1) -> LoadedModel:
             raise UnsupportedError(f"nothing on this host runs .{kind}", fix="run it on a Mac or an iPhone")
 
 
-def run_artifact(path: Path, kind: Format, inputs: Path, outputs: Path, *, log: Path, timed: bool = True) -> RunRecord:
+def run_artifact(
+    path: Path, kind: Format, inputs: Path, outputs: Path, *, log: Path, timed: bool = True
+) -> RunRecord:
     """Run `path` on every sample in the folder `inputs` and keep what it answers in `outputs`.
 
     Raises `InputError` for a file its runtime refuses, `InternalError` naming the signal if the runtime dies.
     """
     outputs.mkdir(parents=True, exist_ok=True)
-    request = {"path": str(path), "format": kind.value, "inputs": str(inputs), "outputs": str(outputs), "timed": timed}
+    request = {
+        "path": str(path),
+        "format": kind.value,
+        "inputs": str(inputs),
+        "outputs": str(outputs),
+        "timed": timed,
+    }
     result = call_isolated(
         "exporter.runtimes.worker:serve", request, stage="running", subject=path.name, log=log, timeout_s=3600
     )
     value = result.value
     return RunRecord(
-        value["runtime"], value["version"], outputs, value["load_ms"], tuple(value["timings_ms"]), result.peak_rss_mb
+        value["runtime"],
+        value["version"],
+        outputs,
+        value["load_ms"],
+        tuple(value["timings_ms"]),
+        result.peak_rss_mb,
     )
 
 

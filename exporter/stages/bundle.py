@@ -17,8 +17,8 @@ from exporter.files import write_json
 from exporter.golden import GOLDEN_SAMPLES, tolerance_of, write_golden
 from exporter.manifest import write_manifest
 from exporter.planning import Plan
+from exporter.reference import Reference
 from exporter.runtimes.worker import read_samples
-from exporter.stages.validate import Reference
 
 if TYPE_CHECKING:
     from targets.base import ModelCard
@@ -105,7 +105,9 @@ def _write_golden_vectors(
         fidelity = evidence[artifact.spec].fidelity
         if fidelity is None:
             continue
-        answers[artifact.path.name] = _first(reference.inputs.parent.parent / "validation" / artifact.path.name)
+        answers[artifact.path.name] = _first(
+            reference.inputs.parent.parent / "validation" / artifact.path.name
+        )
         tolerances[artifact.path.name] = tolerance_of(wanted, fidelity.max_abs_error)
     write_golden(folder, _input_specs(artifacts[0], inputs), inputs, wanted, answers, tolerances)
 
@@ -113,7 +115,9 @@ def _write_golden_vectors(
 def _input_specs(artifact: Artifact, samples: Sequence[Mapping[str, np.ndarray]]) -> tuple[TensorSpec, ...]:
     """Return the specs of the golden inputs as they lie on disk, in the model's order."""
     shown = samples[0]
-    return tuple(TensorSpec(s.name, str(shown[s.name].dtype), tuple(shown[s.name].shape)) for s in artifact.inputs)
+    return tuple(
+        TensorSpec(s.name, str(shown[s.name].dtype), tuple(shown[s.name].shape)) for s in artifact.inputs
+    )
 
 
 def _first(folder: Path) -> list[dict[str, np.ndarray]]:

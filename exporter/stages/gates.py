@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from exporter.artifacts import Artifact, ArtifactSpec, Evidence
+from exporter.artifacts import Artifact, ArtifactSpec, Evidence, GateResult
 from exporter.errors import GateError
 from exporter.planning import Plan
 
 MIN_WEIGHT_SQNR_DB = 10.0
 """Floor for de-quantised weights where an artifact cannot be run: int4 in blocks reaches about 20 dB."""
-
-
-@dataclass(frozen=True, slots=True)
-class GateResult:
-    """One figure held against one limit; `unit` is for people."""
-
-    artifact: ArtifactSpec
-    gate: str
-    limit: float
-    measured: float
-    passed: bool
-    unit: str
 
 
 def judge(
@@ -42,10 +29,12 @@ def _fidelity_gates(plan: Plan, spec: ArtifactSpec, evidence: Evidence) -> Itera
     if evidence.fidelity is not None:
         yield _floor(spec, "min_sqnr_db", gates.min_sqnr_db, evidence.fidelity.sqnr_db, "dB")
         if gates.min_agreement is not None and evidence.fidelity.agreement is not None:
-            yield _floor(spec, "min_agreement", gates.min_agreement, evidence.fidelity.agreement, "of samples")
+            yield _floor(
+                spec, "min_agreement", gates.min_agreement, evidence.fidelity.agreement, "of samples"
+            )
     if max_drop is not None and evidence.task is not None:
         yield _ceiling(spec, "max_drop", max_drop, evidence.task.drop, "points")
-    weight_sqnr = evidence.structure.get("weight_sqnr_db")
+    weight_sqnr = evidence.structure.get("weights", {}).get("sqnr_db")
     if isinstance(weight_sqnr, int | float):
         yield _floor(spec, "min_weight_sqnr_db", MIN_WEIGHT_SQNR_DB, float(weight_sqnr), "dB")
     for case in evidence.edge_cases:

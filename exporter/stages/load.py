@@ -122,8 +122,12 @@ def _call_factory(reference: str, folder: Path, timeout_s: float, log: Path) -> 
             fix=f"make it return the module when called without arguments; its output is in {log}",
         ) from error
     if not callable(factory):
-        names = sorted(name for name, value in vars(module).items() if callable(value) and not name.startswith("_"))
-        raise InputError(f"factory {reference}: no callable {attribute}", fix=f"it has {', '.join(names) or 'none'}")
+        names = sorted(
+            name for name, value in vars(module).items() if callable(value) and not name.startswith("_")
+        )
+        raise InputError(
+            f"factory {reference}: no callable {attribute}", fix=f"it has {', '.join(names) or 'none'}"
+        )
     if not isinstance(built, torch.nn.Module):
         raise InputError(
             f"factory {reference} returned {type(built).__name__}, not a torch.nn.Module",
@@ -240,7 +244,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         state: dict[str, torch.Tensor] = load_file(path)
     except SafetensorError as error:
         raise InputError(
-            f"{path} is not a safetensors file: it looks like {describe_content(path)}", fix="name the right file"
+            f"{path} is not a safetensors file: it looks like {describe_content(path)}",
+            fix="name the right file",
         ) from error
     return state
 
@@ -280,7 +285,7 @@ def _blocked_global(error: Exception) -> str:
     text = str(error)
     for marker in ("GLOBAL ", "Unsupported global: "):
         if marker in text:
-            return "it asks for " + text.split(marker, 1)[1].split()[0]
+            return "it asks for " + text.split(marker, 1)[1].split(maxsplit=1)[0]
     return _first_line(error)
 
 
@@ -320,7 +325,8 @@ def _load_trusted(path: Path, origin: Origin) -> torch.nn.Module:
         return _load_torchscript(path)
     if not isinstance(loaded, torch.nn.Module):
         raise InputError(
-            f"{path} holds {type(loaded).__name__}, not a module", fix='use it as weights = "…" beside a factory'
+            f"{path} holds {type(loaded).__name__}, not a module",
+            fix='use it as weights = "…" beside a factory',
         )
     return loaded
 
@@ -336,7 +342,7 @@ def _load_torchscript(path: Path) -> torch.nn.Module:
 
 
 def _load_onnx_source(plan: Plan) -> SourceModel:
-    from exporter.stages.onnx_input import read_onnx, tensor_specs
+    from exporter.onnx_read import read_onnx, tensor_specs
 
     recipe = plan.recipe
     path = recipe.resolve(recipe.model.path or Path())
@@ -352,4 +358,3 @@ def _load_onnx_source(plan: Plan) -> SourceModel:
     inputs = tuple(declared.get(spec.name, spec) for spec in inputs)
     axes = recipe.model.axis_sizes(inputs)
     return _with_example(recipe.model.name, None, path, inputs, tuple(s.name for s in outputs), axes)
-

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -23,8 +22,6 @@ from exporter.errors import InternalError
 from exporter.graph import constant_of
 
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
-PROTOBUF_LIMIT_BYTES = 2**31 - 2**24
-"""Serialised models end at 2 GiB; weights move to a file beside the model a little before."""
 
 
 def tidy(model: ir.Model, inputs: Sequence[TensorSpec]) -> ir.Model:
@@ -34,7 +31,9 @@ def tidy(model: ir.Model, inputs: Sequence[TensorSpec]) -> ir.Model:
     """
     tidied = model.clone()
     _rename_axes(tidied, inputs)
-    rewriter.rewrite(tidied, [rules.fuse_batchnorm_into_conv_rule, rules.fuse_batchnorm_into_conv_transpose_rule])
+    rewriter.rewrite(
+        tidied, [rules.fuse_batchnorm_into_conv_rule, rules.fuse_batchnorm_into_conv_transpose_rule]
+    )
     optimizer.optimize_ir(tidied)
     _pool_globally(tidied)
     _make_contiguous(tidied)
@@ -44,7 +43,7 @@ def tidy(model: ir.Model, inputs: Sequence[TensorSpec]) -> ir.Model:
         passes.DeduplicateHashedInitializersPass(),
         passes.IdentityEliminationPass(),
         passes.RemoveUnusedNodesPass(),
-        passes.RemoveUnusedFunctionsPass(),
+        passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         passes.RemoveUnusedOpsetsPass(),
     ):
         step(tidied)
@@ -73,7 +72,7 @@ def _pool_globally(model: ir.Model) -> None:
             pool = ir.node("GlobalAveragePool", [node.inputs[0]], name=node.name)
             pool.metadata_props.update(node.metadata_props)
             output = pool.outputs[0]
-            output.dtype, output.shape = node.outputs[0].dtype, node.outputs[0].shape
+            output.type, output.shape = node.outputs[0].type, node.outputs[0].shape
             model.graph.insert_before(node, pool)
             ir.convenience.replace_all_uses_with(node.outputs[0], output)
             output.name = node.outputs[0].name
@@ -111,7 +110,9 @@ def _all_values(model: ir.Model) -> list[ir.Value]:
     return [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
 
 
-def _renamed(axis: int | ir.SymbolicDim, pattern: re.Pattern[str], names: Mapping[str, str]) -> int | ir.SymbolicDim:
+def _renamed(
+    axis: int | ir.SymbolicDim, pattern: re.Pattern[str], names: Mapping[str, str]
+) -> int | ir.SymbolicDim:
     if isinstance(axis, int) or axis.value is None:
         return axis
     return ir.SymbolicDim(pattern.sub(lambda match: names[match[0]], axis.value))
@@ -147,48 +148,3 @@ def _require_unique_names(model: ir.Model) -> None:
     names = [node.name for node in model.graph]
     if len(set(names)) != len(names) or None in names:
         raise InternalError("tidy left a node without a name of its own", fix="report this model as a bug")
-
-
-def fix_axes(model: ir.Model, axes: Mapping[str, int]) -> ir.Model:
-    """Return a copy of `model` whose named axes have the sizes in `axes`, with what follows folded."""
-    fixed = model.clone()
-    for value in fixed.graph.inputs:
-        if value.shape is not None:
-            value.shape = ir.Shape([axis if isinstance(axis, int) else axes[str(axis.value)] for axis in value.shape])
-    for node in fixed.graph:
-        for output in node.outputs:
-            output.shape = None
-    passes.ShapeInferencePass()(fixed)
-    optimizer.optimize_ir(fixed, onnx_shape_inference=True)
-    passes.LiftConstantsToInitializersPass()(fixed)
-    passes.DeduplicateHashedInitializersPass()(fixed)
-    passes.RemoveUnusedNodesPass()(fixed)
-    passes.ClearMetadataAndDocStringPass()(fixed)
-    return fixed
-
-
-def forget_inner_shapes(model: ir.Model) -> ir.Model:
-    """Drop what runtimes infer for themselves: the types and shapes of values inside the graph.
-
-    Changes `model`, and returns it. In a quantised file of a small network they are a fifth of the bytes.
-    """
-    for node in model.graph:
-        for output in node.outputs:
-            if not output.is_graph_output():
-                output.shape, output.type = None, None
-    return model
-
-
-def save_onnx(model: ir.Model, path: Path) -> list[Path]:
-    """Write `model` to `path`, its weights beside it (`.onnx.data`) where protobuf's limit wants that.
-
-    Returns every file written. The bytes depend on the model alone.
-    """
-    total = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    if total < PROTOBUF_LIMIT_BYTES:
-        proto = ir.to_proto(model)
-        path.write_bytes(proto.SerializeToString(deterministic=True))
-        return [path]
-    data = path.with_name(path.name + ".data")
-    ir.save(model, path, external_data=data.name)
-    return [path, data]

@@ -14,10 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.artifacts import Fidelity
+from exporter.capture import capture
 from exporter.errors import GateError, UnsupportedError
 from exporter.metrics import compare_outputs
 from exporter.source import SourceModel
-from exporter.stages.capture import capture
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ def to_onnx(source: SourceModel) -> ir.Model:
     import torch
 
     if source.onnx is not None:
-        from exporter.stages.onnx_input import read_onnx
+        from exporter.onnx_read import read_onnx
 
         return ir.from_proto(read_onnx(source.onnx))
     program = capture(source, dynamic=any(isinstance(a, str) for spec in source.inputs for a in spec.shape))
@@ -97,7 +97,9 @@ def _cause_of(error: BaseException) -> str:
     return (str(deepest).strip().splitlines() or [type(deepest).__name__])[0][:300]
 
 
-def check_parity(source: SourceModel, onnx_path: Path, samples: Sequence[Mapping[str, np.ndarray]]) -> Fidelity:
+def check_parity(
+    source: SourceModel, onnx_path: Path, samples: Sequence[Mapping[str, np.ndarray]]
+) -> Fidelity:
     """Return how close the ONNX file is to the torch module on `samples`; `GateError` below 60 dB.
 
     Each sample is run alone under onnxruntime and under torch.

@@ -6,10 +6,8 @@ runtime on this host executes (`.mlpackage`) is checked by structure and de-quan
 
 from __future__ import annotations
 
-import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,35 +18,16 @@ from exporter.artifacts import (
     Evidence,
     Fidelity,
     Format,
-    Latency,
     Shapes,
     TaskScore,
     TensorSpec,
 )
 from exporter.errors import CalibrationError, EdgeError, GateError
 from exporter.metrics import Metric, compare_outputs
-from exporter.runtimes.worker import RunRecord, read_samples, run_artifact, write_sample
+from exporter.reference import Reference, latency_of
+from exporter.runtimes.worker import read_samples, run_artifact, write_sample
 
 Sample = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """The float model's answers: folders of inputs and outputs, and the edge inputs with theirs.
-
-    `metric` is `None` when the recipe gives neither a metric nor labels; agreement then stands alone.
-    """
-
-    inputs: Path
-    outputs: Path
-    edge_inputs: Path
-    edge_outputs: Path
-    edge_names: tuple[str, ...]
-    metric_name: str | None
-    metric: Metric | None
-    labels: np.ndarray | None
-    score: float | None
-    record: RunRecord
 
 
 def make_reference(
@@ -102,7 +81,9 @@ def _require_finite(outputs: Sequence[Sample]) -> None:
                 )
 
 
-def edge_cases(inputs: Sequence[TensorSpec], axes: Mapping[str, int], seen: Sequence[Sample]) -> list[tuple[str, Sample]]:
+def edge_cases(
+    inputs: Sequence[TensorSpec], axes: Mapping[str, int], seen: Sequence[Sample]
+) -> list[tuple[str, Sample]]:
     """Return named inputs that evaluation data does not hold: zeros, the extremes of what was seen, a batch.
 
     Every float input takes the extreme; integer inputs keep a real sample's values (any id may be invalid).
@@ -116,8 +97,14 @@ def edge_cases(inputs: Sequence[TensorSpec], axes: Mapping[str, int], seen: Sequ
     if floats:
         low = {name: min(float(sample[name].min()) for sample in seen) for name in floats}
         high = {name: max(float(sample[name].max()) for sample in seen) for name in floats}
-        for name, fill in (("zeros", dict.fromkeys(floats, 0.0)), ("lowest seen", low), ("highest seen", high)):
-            cases.append((name, {**base, **{key: np.full_like(base[key], value) for key, value in fill.items()}}))
+        for name, fill in (
+            ("zeros", dict.fromkeys(floats, 0.0)),
+            ("lowest seen", low),
+            ("highest seen", high),
+        ):
+            cases.append(
+                (name, {**base, **{key: np.full_like(base[key], value) for key, value in fill.items()}})
+            )
     leading = {spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], str)}
     if len(leading) == 1 and all(spec.shape and spec.shape[0] in leading for spec in inputs):
         chosen = [seen[index % len(seen)] for index in range(3)]
@@ -138,13 +125,13 @@ def validate(artifact: Artifact, reference: Reference, *, workdir: Path) -> Evid
         artifact.path, artifact.spec.format, reference.inputs, workdir / artifact.path.name, log=log
     )
     wanted, answered = list(read_samples(reference.outputs)), list(read_samples(record.outputs))
-    answered = [_as_reference(answer, want) for answer, want in zip(answered, wanted, strict=True)]
+    aligned = [_as_reference(answer, want) for answer, want in zip(answered, wanted, strict=True)]
     return Evidence(
         artifact=artifact.spec,
         runtime=record.runtime,
         runtime_version=record.version,
-        fidelity=compare_outputs(wanted, answered),
-        task=_task(reference, answered),
+        fidelity=compare_outputs(wanted, aligned),
+        task=_task(reference, aligned),
         edge_cases=tuple(_check_edges(artifact, reference, workdir)),
         latency=latency_of(record),
         peak_rss_mb=record.peak_rss_mb,
@@ -166,7 +153,9 @@ def _as_reference(answer: Sample, want: Sample) -> Sample:
 def _task(reference: Reference, answered: Sequence[Sample]) -> TaskScore | None:
     if reference.metric is None or reference.labels is None or reference.score is None:
         return None
-    return TaskScore(reference.metric_name or "metric", reference.score, reference.metric(answered, reference.labels))
+    return TaskScore(
+        reference.metric_name or "metric", reference.score, reference.metric(answered, reference.labels)
+    )
 
 
 def _check_edges(artifact: Artifact, reference: Reference, workdir: Path) -> Iterator[EdgeCase]:
@@ -213,16 +202,9 @@ def _judge_edge(name: str, want: Sample, have: Sample) -> EdgeCase:
     if not all(np.isfinite(have[key]).all() for key in have if np.isfinite(want[key]).all()):
         return EdgeCase(name, False, "answers with NaN or infinity where the float model does not")
     fidelity: Fidelity = compare_outputs([want], [have])
-    return EdgeCase(name, True, f"finite; {fidelity.sqnr_db:.1f} dB, largest error {fidelity.max_abs_error:.3g}")
-
-
-def latency_of(record: RunRecord) -> Latency | None:
-    """Return the host latency that a run measured, or `None` if it was not timed."""
-    if not record.timings_ms:
-        return None
-    p50, p90 = np.percentile(record.timings_ms, [50, 90])
-    host = f"{platform.machine()} host, {record.runtime}"
-    return Latency(float(p50), float(p90), len(record.timings_ms), 1, host)
+    return EdgeCase(
+        name, True, f"finite; {fidelity.sqnr_db:.1f} dB, largest error {fidelity.max_abs_error:.3g}"
+    )
 
 
 def structural_evidence(artifact: Artifact, not_run: str, structure: Mapping[str, object]) -> Evidence:

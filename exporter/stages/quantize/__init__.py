@@ -63,7 +63,9 @@ def _outcome(
         from exporter.stages.quantize.static import quantize_static
 
         if statistics is None:
-            raise CalibrationError(f"{scheme} needs calibration data", fix="add [data] calibration to the recipe")
+            raise CalibrationError(
+                f"{scheme} needs calibration data", fix="add [data] calibration to the recipe"
+            )
         ranges = {}
         for name in activation_values(model, keep):
             found = statistics.range_of(name, rule)

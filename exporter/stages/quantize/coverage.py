@@ -20,7 +20,9 @@ FLOAT_REASON = "the scheme is float"
 WEIGHTLESS_REASON = "has no weights, and the scheme quantises weights only"
 
 
-def coverage_of(model: ir.Model, outcome: Outcome | None, axes: Mapping[str, int], *, weights_only: bool) -> Coverage:
+def coverage_of(
+    model: ir.Model, outcome: Outcome | None, axes: Mapping[str, int], *, weights_only: bool
+) -> Coverage:
     """Return the coverage of `outcome` over the operators of the float graph `model`.
 
     `outcome` is `None` for a float artifact. A constant that several operators read counts for the first.
@@ -33,7 +35,9 @@ def coverage_of(model: ir.Model, outcome: Outcome | None, axes: Mapping[str, int
         quantized = outcome is not None and name in outcome.quantized
         reason = "" if quantized else _reason(node, outcome, weights_only=weights_only)
         layers.append(
-            LayerCoverage(name, node.op_type, quantized, macs.get(name, 0), _weight_bytes(node, counted), reason)
+            LayerCoverage(
+                name, node.op_type, quantized, macs.get(name, 0), _weight_bytes(node, counted), reason
+            )
         )
     return Coverage(tuple(layers))
 

@@ -1,9 +1,9 @@
 """Dynamic int8: weights int8 per channel, activations quantised to uint8 at run time; no calibration.
 
 Each MatMul or Gemm with a constant weight becomes DynamicQuantizeLinear → MatMulInteger → Cast → Mul, the
-pattern that onnxruntime fuses into its `DynamicQuantizeMatMul` (or, where several products share one quantised
-activation, `MatMulIntegerToFloat`). Embedding tables are int8 with a scale per row. Convolutions are stored as
-int8 and computed in float, because onnxruntime's integer convolution of this form is slower (see `stored`).
+pattern that onnxruntime fuses into its `DynamicQuantizeMatMul` (or, where several products share one
+quantised activation, `MatMulIntegerToFloat`). Embedding tables are int8 with a scale per row. Convolutions are
+stored as int8 and computed in float, because onnxruntime's integer convolution is slower (see `stored`).
 Only standard operators of opset 11 are written.
 """
 
@@ -20,6 +20,7 @@ from exporter.stages.quantize.rewrite import (
     constant_matrix,
     finish_product,
     is_matrix_product,
+    is_transposed,
     left_operand,
     obstacle,
 )
@@ -94,16 +95,12 @@ class _Dynamic:
     def _activation(self, node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Return the node's activation as uint8, its zero point and its scale; made once per activation."""
         source = node.inputs[0]
-        transposed = node.op_type == "Gemm" and node.attributes.get_int("transA", 0)
-        if source is None or transposed or source not in self.activations:
-            value = left_operand(self.rewrite, node)
-            made = self.rewrite.insert(
-                node, "DynamicQuantizeLinear", [value], f"{value.name}/uint8", outputs=3
+        if source is None or is_transposed(node) or source not in self.activations:
+            source = left_operand(self.rewrite, node)
+            self.activations[source] = self.rewrite.insert(
+                node, "DynamicQuantizeLinear", [source], f"{source.name}/uint8", outputs=3
             )
-            self.activations[value] = made
-            data, scale, zero_point = made
-        else:
-            data, scale, zero_point = self.activations[source]
+        data, scale, zero_point = self.activations[source]
         return data, zero_point, scale
 
     def _weight(self, node: ir.Node) -> tuple[ir.Value, ir.Value]:

@@ -22,7 +22,9 @@ class Grid:
     def range(self) -> tuple[float, float]:
         """The smallest and largest real number on the grid."""
         info = np.iinfo(self.dtype)
-        return float(self.scale) * (info.min - self.zero_point), float(self.scale) * (info.max - self.zero_point)
+        return float(self.scale) * (info.min - self.zero_point), float(self.scale) * (
+            info.max - self.zero_point
+        )
 
 
 def grid_of(low: float, high: float, *, unsigned: bool) -> Grid:

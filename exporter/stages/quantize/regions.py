@@ -18,14 +18,16 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from exporter.graph import consumers, is_constant, is_float, matches
+from exporter.stages.quantize.rewrite import KEPT, constant_matrix
 
 FUSED_ACTIVATIONS = frozenset({"Relu", "Clip"})
 """Absorbed by the quantisation of their output when they follow a compute operator alone."""
 SAME_GRID_CARRIERS = frozenset({"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 """Carriers that move integers as they are: output grid = input grid."""
-OWN_GRID_CARRIERS = frozenset({"GlobalAveragePool", "AveragePool", "Add", "Mul", "Concat", "LeakyRelu", "Sigmoid"})
+OWN_GRID_CARRIERS = frozenset(
+    {"GlobalAveragePool", "AveragePool", "Add", "Mul", "Concat", "LeakyRelu", "Sigmoid"}
+)
 _CONVOLUTIONS = frozenset({"Conv"})
-KEPT = "kept in float by the recipe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +85,20 @@ def _obstacle(node: ir.Node) -> str:
             return "onnxruntime has no int8 ConvTranspose"
         case "Conv" if not is_constant(weight):
             return "its weight is computed at run time"
-        case "Conv" if len(node.inputs) > 2 and node.inputs[2] is not None and not is_constant(node.inputs[2]):
+        case "Conv" if (
+            len(node.inputs) > 2 and node.inputs[2] is not None and not is_constant(node.inputs[2])
+        ):
             return "its bias is computed at run time"
-        case "Gemm" if not is_constant(weight):
+        case "Gemm" if constant_matrix(node) is None:
             return "its weight is computed at run time"
         case "Gemm" if _scaled(node):
             return "Gemm with alpha, beta or transA has no int8 form"
-        case "Gemm" if len(node.inputs) > 2 and node.inputs[2] is not None and not is_constant(node.inputs[2]):
+        case "Gemm" if (
+            len(node.inputs) > 2 and node.inputs[2] is not None and not is_constant(node.inputs[2])
+        ):
             return "its bias is computed at run time"
-        case "MatMul" if is_constant(weight) and weight is not None and weight.shape is not None:
-            return "" if len(weight.shape) == 2 else "its constant operand is not a matrix"
+        case "MatMul" if is_constant(weight) and constant_matrix(node) is None:
+            return "its constant operand is not a matrix"
     return ""
 
 
@@ -117,7 +123,9 @@ def _absorbed_follower(node: ir.Node) -> ir.Node | None:
     if len(readers) != 1 or output.is_graph_output() or readers[0].op_type not in FUSED_ACTIVATIONS:
         return None
     follower = readers[0]
-    if follower.op_type == "Clip" and not all(is_constant(bound) for bound in follower.inputs[1:] if bound is not None):
+    if follower.op_type == "Clip" and not all(
+        is_constant(bound) for bound in follower.inputs[1:] if bound is not None
+    ):
         return None
     return follower
 
@@ -171,13 +179,22 @@ def _values_on_grids(model: ir.Model, compute: set[ir.Node], carriers: set[ir.No
     values: dict[str, None] = {}
     for node in model.graph:
         if node in compute or node in carriers:
-            data = node.inputs[:2] if node in compute else node.inputs
-            values.update(dict.fromkeys(_name(v) for v in data if v is not None and is_float(v) and not is_constant(v)))
+            data = _operands(node) if node in compute else node.inputs
+            values.update(
+                dict.fromkeys(_name(v) for v in data if v is not None and is_float(v) and not is_constant(v))
+            )
         if node in carriers:
             values[_name(node.outputs[0])] = None
         elif node in compute and node.op_type in _CONVOLUTIONS:
             values[_name(_settled_output(node))] = None
     return tuple(values)
+
+
+def _operands(node: ir.Node) -> Sequence[ir.Value | None]:
+    """Return the inputs of a compute operator that are activations: one, or two for MatMul of activations."""
+    if node.op_type == "MatMul" and constant_matrix(node) is None:
+        return node.inputs[:2]
+    return node.inputs[:1]
 
 
 def activation_values(model: ir.Model, keep: Iterable[str]) -> tuple[str, ...]:

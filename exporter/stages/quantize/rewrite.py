@@ -130,7 +130,7 @@ def is_matrix_product(node: ir.Node) -> bool:
 def constant_matrix(node: ir.Node) -> Matrix | None:
     """Return the constant matrix that a MatMul or Gemm multiplies by, seen through Transpose and Identity."""
     value = node.inputs[1]
-    by_output = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+    by_output = node.op_type == "Gemm" and node.attributes.get_int("transB", default=0) == 1
     while value is not None and (producer := value.producer()) is not None:
         if producer.op_type == "Transpose":
             order = producer.attributes.get_ints("perm", None)
@@ -168,12 +168,17 @@ def obstacle(rewrite: Rewrite, node: ir.Node) -> str:
     return ""
 
 
+def is_transposed(node: ir.Node) -> bool:
+    """Whether `node` is a Gemm that transposes its activation."""
+    return node.op_type == "Gemm" and node.attributes.get_int("transA", default=0) != 0
+
+
 def left_operand(rewrite: Rewrite, node: ir.Node) -> ir.Value:
     """Return the activation of a MatMul or Gemm, transposed where transA asks for it."""
     data = node.inputs[0]
     if data is None:
         raise ValueError(f"{node.name} has no first operand")
-    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0):
+    if is_transposed(node):
         (data,) = rewrite.insert(node, "Transpose", [data], f"{node.name}/transA", perm=[1, 0])
     return data
 
@@ -181,7 +186,10 @@ def left_operand(rewrite: Rewrite, node: ir.Node) -> ir.Value:
 def finish_product(rewrite: Rewrite, node: ir.Node, product: ir.Value) -> None:
     """Let alpha · `product` + beta · C stand for `node`, whose quantised A · B is `product`."""
     if node.op_type == "Gemm":
-        alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
+        alpha, beta = (
+            node.attributes.get_float("alpha", default=1.0),
+            node.attributes.get_float("beta", default=1.0),
+        )
         if alpha != 1.0:
             product = _scaled(rewrite, node, product, alpha, "alpha")
         bias = node.inputs[2] if len(node.inputs) > 2 else None

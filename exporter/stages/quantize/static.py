@@ -10,16 +10,19 @@ Integer-Arithmetic-Only Inference"; operator semantics: ONNX QuantizeLinear / De
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from exporter.errors import CalibrationError
 from exporter.graph import constant_of, is_constant
 from exporter.stages.quantize.grid import Grid, grid_of
 from exporter.stages.quantize.outcome import Outcome
 from exporter.stages.quantize.regions import Regions, decide_regions
-from exporter.stages.quantize.tables import quantize_tables
+from exporter.stages.quantize.rewrite import Rewrite, constant_matrix
+from exporter.stages.quantize.tables import choose_tables, look_up_rows, store_rows, tie_tables, tied_heads
 from exporter.stages.quantize.weights import quantize_per_channel
 
 LARGEST_BIAS = 2.0**30
@@ -35,11 +38,12 @@ def quantize_static(
     """
     regions = decide_regions(model, keep)
     quantized = model.clone()
-    writer = _Writer(quantized, regions, _grids(regions, ranges, unsigned=unsigned))
-    writer.write()
-    tables = quantize_tables(quantized, keep)
-    reasons = {**regions.reasons, **tables.reasons}
-    return Outcome(quantized, regions.quantized | tables.quantized, reasons)
+    tie_tables(quantized)
+    writer = _Writer(Rewrite(quantized, keep), regions, _grids(regions, ranges, unsigned=unsigned))
+    tables = writer.write()
+    return Outcome(
+        quantized, regions.quantized | tables.quantized, {**tables.reasons, **regions.reasons}
+    )
 
 
 def _grids(regions: Regions, ranges: Mapping[str, tuple[float, float]], *, unsigned: bool) -> dict[str, Grid]:
@@ -49,40 +53,48 @@ def _grids(regions: Regions, ranges: Mapping[str, tuple[float, float]], *, unsig
         while owner in regions.same_grid:
             owner = regions.same_grid[owner]
         if owner not in ranges:
-            raise CalibrationError(f"calibration has no range for activation {owner}", fix="calibrate this model again")
+            raise CalibrationError(
+                f"calibration has no range for activation {owner}", fix="calibrate this model again"
+            )
         grids[name] = grid_of(*ranges[owner], unsigned=unsigned)
     return grids
 
 
 class _Writer:
-    """Edits one graph in place: activations first, then the constants of every quantised operator."""
+    """Edits one graph in place: activations first, then tables, then the constants of every int8 operator."""
 
-    def __init__(self, model: ir.Model, regions: Regions, grids: Mapping[str, Grid]) -> None:
-        self.graph = model.graph
+    def __init__(self, rewrite: Rewrite, regions: Regions, grids: Mapping[str, Grid]) -> None:
+        self.rewrite = rewrite
+        self.graph = rewrite.graph
         self.regions = regions
         self.grids = grids
-        self.constants: dict[bytes, ir.Value] = {}
-        self.dequantized: dict[tuple[str, int], ir.Value] = {}
+        self.small: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+        self.weights: dict[tuple[ir.Value, int], tuple[ir.Value, NDArray[Any]]] = {}
 
-    def write(self) -> None:
+    def write(self) -> Outcome:
+        """Quantise, and return what became of the embedding tables."""
         nodes = [node for node in self.graph if node.name in self.regions.quantized]
-        values = {value.name: value for value in [*self.graph.inputs, *(o for n in self.graph for o in n.outputs)]}
+        nodes = [node for node in nodes if node.op_type in {"Conv", "Gemm", "MatMul"}]
+        values = {v.name: v for v in [*self.graph.inputs, *(o for n in self.graph for o in n.outputs)]}
         for name, grid in self.grids.items():
             self._put_on_grid(values[name], grid)
+        self._share_tables([node for node in nodes if node.op_type != "Conv"])
         for node in nodes:
-            if node.op_type in {"Conv", "Gemm", "MatMul"}:
-                self._quantize_constants(node)
+            weight = node.inputs[1]
+            if weight is not None and is_constant(weight):
+                self._quantize_constants(node, weight)
+        return self.rewrite.outcome()
 
     # -- activations --
 
     def _put_on_grid(self, value: ir.Value, grid: Grid) -> None:
         """Insert a pair behind `value`; integer readers read it, float readers too if the producer is int8."""
-        scale = self._constant(np.asarray(grid.scale, np.float32), "scale")
-        zero_point = self._constant(np.asarray(grid.zero_point, grid.dtype), "zero_point")
-        quantize = self._node("QuantizeLinear", [value, scale, zero_point], f"{value.name}/q")
-        dequantize = self._node("DequantizeLinear", [quantize.outputs[0], scale, zero_point], f"{value.name}/dq")
+        scale = self._small(np.asarray(grid.scale, np.float32), "scale")
+        zero_point = self._small(np.asarray(grid.zero_point, grid.dtype), "zero_point")
+        quantize = _node("QuantizeLinear", [value, scale, zero_point], f"{value.name}/q")
+        dequantize = _node("DequantizeLinear", [quantize.outputs[0], scale, zero_point], f"{value.name}/dq")
         restored = dequantize.outputs[0]
-        restored.shape, restored.dtype = value.shape, value.dtype
+        restored.shape, restored.type = value.shape, value.type
         producer = value.producer()
         produced_as_int8 = producer is not None and producer.name in self.regions.quantized
         for node, index in list(value.uses()):
@@ -93,82 +105,130 @@ class _Writer:
         else:
             self.graph.insert_after(producer, [quantize, dequantize])
         if value.is_graph_output() and produced_as_int8:
-            self._swap_output(value, restored)
+            _swap_output(self.graph, value, restored)
 
-    def _swap_output(self, value: ir.Value, restored: ir.Value) -> None:
-        name = value.name
-        value.name, restored.name = f"{name}/float", name
-        outputs = self.graph.outputs
-        outputs[list(outputs).index(value)] = restored
+    # -- embedding tables --
+
+    def _share_tables(self, products: Sequence[ir.Node]) -> None:
+        """Store tables as int8 rows, once also where a quantised head multiplies by the table transposed."""
+        readers = [node for node in products if constant_matrix(node) is not None]
+        for table, lookups in choose_tables(self.rewrite, served=readers).items():
+            stored = store_rows(self.rewrite, table)
+            heads = tied_heads(table, readers)
+            if heads:
+                self._feed_heads(table, stored.integers, stored.scales, heads)
+            for node in lookups:
+                look_up_rows(self.rewrite, node, stored)
+
+    def _feed_heads(
+        self, table: ir.Value, rows: ir.Value, scales: ir.Value, heads: Sequence[ir.Node]
+    ) -> None:
+        first = next(node for node in self.graph if node in heads)
+        name = table.name or ""
+        flat = self.rewrite.constant(f"{name}/flat", np.asarray([-1], np.int64))
+        (vector,) = self.rewrite.insert(first, "Reshape", [scales, flat], f"{name}/row_scale")
+        (columns,) = self.rewrite.insert(first, "Transpose", [rows], f"{name}/columns", perm=[1, 0])
+        count = 0 if rows.shape is None else int(rows.shape[0])  # type: ignore[arg-type]
+        zero_point = self._small(np.zeros(count, np.int8), "zero_point")
+        for head in heads:
+            axis = _output_channel_axis(head)
+            source = rows if axis == 0 else columns
+            (weight,) = self.rewrite.insert(
+                head, "DequantizeLinear", [source, vector, zero_point], f"{name}/dq", axis=axis
+            )
+            head.replace_input_with(1, weight)
 
     # -- constants --
 
-    def _quantize_constants(self, node: ir.Node) -> None:
-        weight = node.inputs[1]
-        if weight is None or not is_constant(weight):
-            return
+    def _quantize_constants(self, node: ir.Node, weight: ir.Value) -> None:
         axis = _output_channel_axis(node)
-        array = constant_of(weight)
-        bias = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
+        array, bias = constant_of(weight), _bias_of(node)
         if array is None:
             return
+        needed = np.float32(0.0)
+        if bias is not None:
+            channels = array.shape[axis]
+            bias = np.broadcast_to(bias.reshape(-1), (channels,))
+            needed = (np.abs(bias) / (self._input_scale(node) * LARGEST_BIAS)).astype(np.float32)
+        restored, scales = self._dequantized_weight(weight, array, axis, needed)
+        node.replace_input_with(1, restored)
+        if bias is not None:
+            self._quantize_bias(node, bias, scales * np.float32(self._input_scale(node)))
+
+    def _dequantized_weight(
+        self, weight: ir.Value, array: NDArray[Any], axis: int, needed: NDArray[Any] | np.float32
+    ) -> tuple[ir.Value, NDArray[Any]]:
+        """Return `weight` as DequantizeLinear of int8 with its scales; stored once for all its readers.
+
+        `needed` are the smallest scales that keep the bias within int32: a nearly dead channel with a real
+        bias gets coarser weights and an exact bias.
+        """
+        key = (weight, axis)
+        coarser = np.any(needed > 0) and bool(np.any(needed > quantize_per_channel(array, axis)[1]))
+        if key in self.weights and not coarser:
+            return self.weights[key]
         integers, scales = quantize_per_channel(array, axis)
-        if bias is not None and node.op_type in {"Conv", "Gemm"}:
-            input_scale = self._input_scale(node)
-            needed = np.abs(np.broadcast_to(bias, scales.shape)) / (input_scale * LARGEST_BIAS)
-            if np.any(needed > scales):  # a nearly dead channel with a real bias: coarser weights, exact bias
-                scales = np.maximum(scales, needed.astype(np.float32))
-                integers = _round_to(array, scales, axis)
-            self._quantize_bias(node, np.broadcast_to(bias, scales.shape), scales * np.float32(input_scale))
-        stored = self._constant(integers, f"{weight.name}_int8", key=f"{id(weight.const_value)}:{axis}")
-        node.replace_input_with(1, self._dequantize(stored, scales, axis, shared=True))
+        if coarser:
+            scales = np.maximum(scales, needed)
+            integers = _round_to(array, scales, axis)
+        stored = self.rewrite.constant(f"{weight.name}/int8", integers)
+        # onnxruntime's fusions want the zero point spelled out; equal ones are stored once.
+        inputs = [stored, self._small(scales, "scale"), self._small(np.zeros(len(scales), np.int8), "zero_point")]
+        self.weights[key] = self._dequantize(inputs, axis), scales
+        return self.weights[key]
+
+    def _quantize_bias(self, node: ir.Node, bias: NDArray[Any], scales: NDArray[Any]) -> None:
+        integers = np.rint(bias.astype(np.float64) / scales.astype(np.float64))
+        integers = np.clip(integers, -(2**31), 2**31 - 1).astype(np.int32)
+        given = node.inputs[2]
+        name = f"{given.name}/int32" if given is not None else f"{node.name}/bias"
+        stored = self.rewrite.constant(name, integers)
+        node.replace_input_with(2, self._dequantize([stored, self._small(scales, "scale")], 0))
 
     def _input_scale(self, node: ir.Node) -> float:
         dequantize = node.inputs[0].producer() if node.inputs[0] is not None else None
         scale = constant_of(dequantize.inputs[1]) if dequantize is not None else None
         if scale is None:
-            raise CalibrationError(f"{node.name} has an input without a grid", fix="report this model as a bug")
+            raise CalibrationError(
+                f"{node.name} has an input without a grid", fix="report this model as a bug"
+            )
         return float(scale)
-
-    def _quantize_bias(self, node: ir.Node, bias: np.ndarray, scales: np.ndarray) -> None:
-        integers = np.rint(bias.astype(np.float64) / scales.astype(np.float64)).astype(np.int32)
-        name = f"{node.inputs[2].name}_int32" if node.inputs[2] is not None else f"{node.name}/bias_int32"
-        stored = self._constant(integers, name)
-        node.replace_input_with(2, self._dequantize(stored, scales, 0, shared=False))
-
-    def _dequantize(self, stored: ir.Value, scales: np.ndarray, axis: int, *, shared: bool) -> ir.Value:
-        key = (stored.name or "", axis)
-        if shared and key in self.dequantized:
-            return self.dequantized[key]
-        inputs: list[ir.Value] = [stored, self._constant(scales.astype(np.float32), "scale")]
-        if stored.dtype == ir.DataType.INT8:
-            # onnxruntime's fusions want the zero point spelled out; equal ones are stored once.
-            inputs.append(self._constant(np.zeros(scales.shape, np.int8), "zero_point"))
-        node = self._node("DequantizeLinear", inputs, f"{stored.name}/dq", axis=axis)
-        self.graph.insert_before(self.graph[0], node)
-        self.dequantized[key] = node.outputs[0]
-        return node.outputs[0]
 
     # -- building blocks --
 
-    def _node(self, op: str, inputs: Sequence[ir.Value], output: str, **attributes: int) -> ir.Node:
-        node = ir.node(op, inputs, attributes=attributes or None)
-        node.outputs[0].name = output
-        return node
+    def _dequantize(self, inputs: Sequence[ir.Value], axis: int) -> ir.Value:
+        node = _node("DequantizeLinear", inputs, f"{inputs[0].name}/dq", axis=axis)
+        self.graph.insert_before(self.graph[0], node)
+        return node.outputs[0]
 
-    def _constant(self, array: np.ndarray, stem: str, key: str = "") -> ir.Value:
-        """Return an initializer holding `array`; equal small ones are stored once."""
-        digest = f"{key}|{array.dtype}|{array.shape}|".encode() + (array.tobytes() if array.size <= 65536 or key == "" else b"")
-        known = self.constants.get(digest)
-        if known is not None:
-            return known
-        name, number = stem, 1
-        while name in self.graph.initializers:
-            name, number = f"{stem}_{number}", number + 1
-        value = ir.val(name, const_value=ir.tensor(array.copy(order="C"), name=name))
-        self.graph.register_initializer(value)
-        self.constants[digest] = value
-        return value
+    def _small(self, array: NDArray[Any], name: str) -> ir.Value:
+        """Return an initializer holding `array`; equal ones are stored once."""
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self.small:
+            value = self.rewrite.constant(name, array)
+            if array.ndim == 0:  # the constant of a scalar must stay a scalar
+                value.const_value = ir.tensor(array.copy(), name=value.name)
+                value.shape = ir.Shape([])
+            self.small[key] = value
+        return self.small[key]
+
+
+def _node(op: str, inputs: Sequence[ir.Value], output: str, **attributes: int) -> ir.Node:
+    node = ir.node(op, inputs, attributes=attributes or None)
+    node.outputs[0].name = output
+    return node
+
+
+def _swap_output(graph: ir.Graph, value: ir.Value, restored: ir.Value) -> None:
+    name = value.name
+    value.name, restored.name = f"{name}/float", name
+    graph.outputs[list(graph.outputs).index(value)] = restored
+
+
+def _bias_of(node: ir.Node) -> NDArray[Any] | None:
+    if node.op_type == "MatMul" or len(node.inputs) < 3:
+        return None
+    return constant_of(node.inputs[2])
 
 
 def _output_channel_axis(node: ir.Node) -> int:
@@ -179,7 +239,8 @@ def _output_channel_axis(node: ir.Node) -> int:
     return 1
 
 
-def _round_to(weight: np.ndarray, scales: np.ndarray, axis: int) -> np.ndarray:
+def _round_to(weight: NDArray[Any], scales: NDArray[Any], axis: int) -> NDArray[np.int8]:
     shape = [1] * weight.ndim
     shape[axis] = -1
-    return np.clip(np.rint(weight / scales.reshape(shape)), -127, 127).astype(np.int8)
+    integers: NDArray[np.int8] = np.clip(np.rint(weight / scales.reshape(shape)), -127, 127).astype(np.int8)
+    return integers

@@ -1,12 +1,12 @@
 """Convolution weights stored as int8 and computed in float: a smaller file at unchanged speed.
 
-Weights are int8 per output channel, followed by Cast and Mul, which onnxruntime folds into float weights when it
-loads the file. A DequantizeLinear says the same and is *not* folded: it runs at every inference and hides the
-constant from the convolution's fast layouts (measured on x86-64, onnxruntime 1.32: MobileNetV2-like depthwise
-layers 2 to 12 times slower, 3×3 convolutions of ResNet-50 up to 1.5 times).
+Weights are int8 per output channel, followed by Cast and Mul, which onnxruntime folds into float weights when
+it loads the file. A DequantizeLinear says the same and is *not* folded: it runs at every inference and hides
+the constant from the convolution's fast layouts (measured on x86-64, onnxruntime 1.32: depthwise layers 2 to
+12 times slower, 3×3 convolutions of ResNet-50 up to 1.5 times).
 
-Integer arithmetic is no way out: ConvInteger on run-time quantised activations takes 3 to 4 times as long as the
-float convolution on layers of ResNet-50 and 13 to 40 times on depthwise ones.
+Integer arithmetic is no way out: ConvInteger on activations quantised at run time takes 3 to 4 times as long
+as the float convolution on layers of ResNet-50 and 13 to 40 times on depthwise ones.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SMALLEST_SAVING_BYTES = 1024
 
 
 def store_convolutions(rewrite: Rewrite) -> dict[ir.Node, str]:
-    """Store the constant weights of all convolutions as int8; return each convolution with why it could not be.
+    """Store the constant weights of all convolutions as int8 and return them with why that failed.
 
     The reason is empty for those whose weights are now int8.
     """

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from exporter.graph import constant_of, consumers, is_constant, is_float
 from exporter.stages.quantize.outcome import Outcome
-from exporter.stages.quantize.rewrite import KEPT, Rewrite, constant_matrix, is_matrix_product
+from exporter.stages.quantize.rewrite import KEPT, Matrix, Rewrite, constant_matrix, is_matrix_product
 from exporter.stages.quantize.weights import quantize_per_channel
 
 SMALLEST_TABLE_ROWS = 65
@@ -37,7 +37,7 @@ class StoredRows:
 
 
 def quantize_tables(model: ir.Model, keep: Sequence[str]) -> Outcome:
-    """Store the embedding tables of `model` as int8 rows, in place, where nothing else reads them in float."""
+    """Store the embedding tables of `model` as int8 rows, in place, where nothing reads them in float."""
     rewrite = Rewrite(model, keep)
     for table, lookups in choose_tables(rewrite, served=frozenset()).items():
         stored = store_rows(rewrite, table)
@@ -103,10 +103,7 @@ def _float_reader(value: ir.Value, served: Collection[ir.Node]) -> ir.Node | Non
 
 def tied_heads(table: ir.Value, products: Collection[ir.Node]) -> list[ir.Node]:
     """Return those of `products` that multiply by `table` transposed: a row of it per output channel."""
-    matrices = {node: constant_matrix(node) for node in products}
-    return [
-        node for node, matrix in matrices.items() if matrix and matrix.source is table and matrix.by_output
-    ]
+    return [node for node in products if constant_matrix(node) == Matrix(table, by_output=True)]
 
 
 def tie_tables(model: ir.Model) -> None:

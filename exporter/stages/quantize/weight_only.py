@@ -1,17 +1,18 @@
 """Weight-only int8 and int4: weights stored as integers, everything else float.
 
-MatMul and Gemm become `com.microsoft.MatMulNBits` with accuracy_level 4, which multiplies the stored integers
-by activations rounded to int8 block by block inside the kernel (without it the operator is slower than float).
+MatMul and Gemm become `com.microsoft.MatMulNBits` with accuracy_level 4, which multiplies the stored
+integers by activations rounded to int8 block by block inside the kernel (without it the operator is slower
+than float).
 Two forms of storage:
 
-* int8 per channel (no block size): one scale per output channel in the file. The kernel wants a scale per block;
-  an Expand that onnxruntime folds when it loads the file repeats them, so that the kernel runs with its fastest
-  block size and the file pays 4 bytes a channel.
-* int8 or int4 in blocks: a scale per block, stored as bfloat16 and cast when loaded (float32 scales would cost
-  half a bit more per weight at block 32), and a zero point per block.
+* int8 per channel (no block size): one scale per output channel in the file. The kernel wants a scale per
+  block; an Expand that onnxruntime folds when it loads the file repeats them, so that the kernel runs with its
+  fastest block size and the file pays 4 bytes a channel.
+* int8 or int4 in blocks: a scale per block, stored as bfloat16 and cast when loaded (float32 scales would
+  cost half a bit more per weight at block 32); for int4 also a zero point per block.
 
-Embedding tables take the same storage and are shared with a tied head. Convolutions have no kernel of these forms:
-they are stored as int8 per channel and computed in float (see `stored`).
+Embedding tables take the same storage and are shared with a tied head. Convolutions have no kernel of these
+forms: they are stored as int8 per channel and computed in float (see `stored`).
 """
 
 from __future__ import annotations
@@ -66,10 +67,10 @@ class _Packed:
 def quantize_weight_only(
     model: ir.Model, bits: int, block_size: int | None, keep: Sequence[str] = ()
 ) -> Outcome:
-    """Return a copy of `model` whose weights are `bits` wide (8 or 4), per channel or per `block_size` weights.
+    """Return a copy of `model` whose weights have `bits` (8 or 4) and a scale per `block_size` (`None`: per channel).
 
-    `keep` are glob patterns of operators that stay float. Raises `UsageError` for a width or block that has no
-    kernel, `GateError` for weights that are not finite.
+    `keep` are glob patterns of operators that stay float. Raises `UsageError` for a width or block that has
+    no kernel, `GateError` for weights that are not finite.
     """
     if bits not in {4, 8} or (bits == 4 and block_size is None):
         raise UsageError(
@@ -82,7 +83,7 @@ def quantize_weight_only(
 
 
 def kernel_block(depth: int) -> int:
-    """Return the largest block MatMulNBits takes that pads a depth of `depth` by 3 % at most, else the least."""
+    """Return the largest block of MatMulNBits that pads `depth` by 3 % at most, else the one padding least."""
     padded = {block: -(-depth // block) * block for block in _KERNEL_BLOCKS}
     tight = [block for block, size in padded.items() if size <= _TOLERATED_PADDING * depth]
     return tight[0] if tight else min(_KERNEL_BLOCKS, key=lambda block: (padded[block], -block))
@@ -149,7 +150,7 @@ class _WeightOnly:
         return self._blocks(before, name or "", rows, self.block_size)
 
     def _expanded(self, before: ir.Node, scale: ir.Value, rows: int, blocks: int) -> ir.Value:
-        """Return the row scales `[N, 1]` repeated for every block, by an operator that is folded when loaded."""
+        """Return the row scales `[N, 1]` repeated for every block, by an operator folded when loaded."""
         if blocks == 1:
             return scale
         shape = self.rewrite.constant(f"{scale.name}/shape", np.asarray([rows, blocks], np.int64))
@@ -194,7 +195,7 @@ class _WeightOnly:
         return stored
 
     def _write_block_table(self, table: ir.Value, lookups: list[ir.Node], first: ir.Node) -> None:
-        """Store the table in blocks: GatherBlockQuantized reads rows of bytes, a tied head the same reshaped."""
+        """Store the table in blocks, which a tied head reads too; GatherBlockQuantized wants flat rows."""
         array = constant_of(table)
         if array is None or self.block_size is None:
             raise ValueError(f"{table.name} is not a table in blocks")

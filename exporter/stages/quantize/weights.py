@@ -43,7 +43,7 @@ class Blocks:
     @property
     def block_size(self) -> int:
         """Number of neighbouring weights that share one scale."""
-        return self.packed.shape[2] * 8 // self.bits
+        return int(self.packed.shape[2]) * 8 // self.bits
 
 
 def quantize_per_channel(
@@ -69,7 +69,8 @@ def dequantize_per_channel(
     integers: NDArray[np.int8], scales: NDArray[np.float32], axis: int
 ) -> NDArray[np.float32]:
     """Return the float32 weights that `quantize_per_channel` stored."""
-    return integers.astype(np.float32) * along_axis(scales, axis, integers.ndim)
+    weights: NDArray[np.float32] = integers.astype(np.float32) * along_axis(scales, axis, integers.ndim)
+    return weights
 
 
 def along_axis(values: NDArray[Any], axis: int, rank: int) -> NDArray[Any]:
@@ -129,19 +130,20 @@ def dequantize_blocks(blocks: Blocks) -> NDArray[np.float32]:
 
 
 def pack(integers: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Return unsigned integers packed along the last axis, two 4-bit ones to a byte, the first in the low half."""
+    """Return unsigned integers packed along the last axis: two of 4 bits to a byte, the first in the low half."""
     if bits == 8:
         return integers
     if integers.shape[-1] % 2:
         integers = np.concatenate([integers, np.zeros_like(integers[..., :1])], axis=-1)
-    return integers[..., 0::2] | (integers[..., 1::2] << 4)
+    packed: NDArray[np.uint8] = integers[..., 0::2] | (integers[..., 1::2] << np.uint8(4))
+    return packed
 
 
 def unpack(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:
     """Return the `count` unsigned integers along the last axis that `pack` stored."""
     if bits == 8:
         return packed
-    halves = np.stack([packed & 0x0F, packed >> 4], axis=-1)
+    halves = np.stack([packed & 0x0F, packed >> np.uint8(4)], axis=-1)
     return halves.reshape(*packed.shape[:-1], -1)[..., :count]
 
 
@@ -224,7 +226,7 @@ def _refit(
     levels: int,
     least: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """Return the scale that fits the chosen integers best by least squares, where it truly lowers the error."""
+    """Return the scale that fits the chosen integers by least squares, where it truly lowers the error."""
     integers, _ = _round(blocks, scale, zero_point, levels)
     centred = integers - zero_point[..., None]
     power = np.einsum("rcb,rcb->rc", centred, centred)
@@ -238,7 +240,7 @@ def _refit(
 def _round(
     blocks: NDArray[np.float32], scale: NDArray[np.float32], zero_point: NDArray[np.float32], levels: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the integers (as float32) nearest to `blocks` and each block's squared error in units of real²."""
+    """Return the integers (as float32) nearest to `blocks` and the squared error of each block."""
     integers = blocks / scale[..., None]
     np.rint(integers, out=integers)
     integers += zero_point[..., None]

@@ -7,19 +7,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter import __version__
-from exporter.artifacts import Artifact, ArtifactSpec, Evidence, to_plain
+from exporter.artifacts import Artifact, ArtifactSpec, Evidence, GateResult, to_plain
 from exporter.files import digest, size_bytes, write_json
 from exporter.planning import Plan
+from exporter.reference import latency_of
 from exporter.runtimes.worker import RunRecord, installed_version
 from exporter.source import SourceModel
-from exporter.stages.gates import GateResult
-from exporter.stages.validate import latency_of
 
 if TYPE_CHECKING:
     from calibration.statistics import Statistics
 
 REPORT_SCHEMA = 1
-_TOOLS = ("torch", "onnx", "onnxruntime", "litert-torch", "ai-edge-litert", "ai-edge-quantizer", "coremltools", "numpy")
+_TOOLS = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "litert-torch",
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+    "coremltools",
+    "numpy",
+)
 
 
 def report_document(
@@ -59,7 +67,8 @@ def report_document(
             "rule": plan.recipe.quantize.rule,
         },
         "artifacts": [
-            _artifact_entry(plan, artifact, evidence[spec], float_size) for spec, artifact in artifacts.items()
+            _artifact_entry(plan, artifact, evidence[spec], float_size)
+            for spec, artifact in artifacts.items()
         ],
         "refused": [
             {"target": refusal.target, "artifact": str(refusal.spec), "reason": refusal.reason}

@@ -92,7 +92,9 @@ def _refusal(error: Exception, source: SourceModel) -> UnsupportedError:
 
 def _wrong_inputs(error: Exception, source: SourceModel) -> InputError:
     line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    shapes = ", ".join(f"{spec.name} {spec.dtype} {list(source.example[spec.name].shape)}" for spec in source.inputs)
+    shapes = ", ".join(
+        f"{spec.name} {spec.dtype} {list(source.example[spec.name].shape)}" for spec in source.inputs
+    )
     return InputError(
         f"model {source.name} fails on inputs of the recipe's shapes ({shapes}): {line[:300]}",
         fix="correct dtype, shape and order in [[model.inputs]] to what forward takes",

@@ -60,7 +60,7 @@ def _check_operators(path: Path, model: onnx.ModelProto) -> None:
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise UnsupportedError(
             f"{path} uses opset {opset}; this tool takes {OLDEST_OPSET} to {NEWEST_OPSET}",
-            fix=f"export it with opset_version=18, or convert it with onnx.version_converter",
+            fix="export it with opset_version=18, or convert it with onnx.version_converter",
         )
     defined = {(function.domain, function.name) for function in model.functions}
     for node in model.graph.node:
@@ -94,7 +94,9 @@ def _check_external(model_path: Path, tensor: onnx.TensorProto) -> None:
     where = f"{model_path}: tensor {tensor.name!r} keeps its data in {info.location!r}"
     location = Path(info.location)
     if location.is_absolute() or ".." in location.parts or "\\" in info.location or not info.location:
-        raise UnsafeError(f"{where}, outside the model's folder", fix="save the model with its data beside it")
+        raise UnsafeError(
+            f"{where}, outside the model's folder", fix="save the model with its data beside it"
+        )
     path = model_path.parent / location
     walked = model_path.parent
     for part in location.parts:
@@ -103,7 +105,9 @@ def _check_external(model_path: Path, tensor: onnx.TensorProto) -> None:
             raise UnsafeError(f"{where}, which is a symbolic link", fix="replace the link by the file")
     require_file(path, what=f"external data of tensor {tensor.name!r},")
     if path.stat().st_nlink > 1:
-        raise UnsafeError(f"{where}, which has other hard links", fix="copy the file, so that it has one name")
+        raise UnsafeError(
+            f"{where}, which has other hard links", fix="copy the file, so that it has one name"
+        )
     offset, length, size = info.offset or 0, info.length, path.stat().st_size
     if offset < 0 or (length is not None and (length < 0 or offset + length > size)) or offset > size:
         raise InputError(
@@ -118,7 +122,8 @@ def _check_structure(path: Path, model: onnx.ModelProto) -> None:
             onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise InputError(
-            f"{path} is not a valid ONNX model: {str(error).strip().splitlines()[0][:200]}", fix="export it again"
+            f"{path} is not a valid ONNX model: {str(error).strip().splitlines()[0][:200]}",
+            fix="export it again",
         ) from error
     for tensor in model.graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT and not uses_external_data(tensor):
@@ -127,7 +132,8 @@ def _check_structure(path: Path, model: onnx.ModelProto) -> None:
             if bad.any():
                 index = [int(axis) for axis in np.argwhere(bad)[0]]
                 raise GateError(
-                    f"weight {tensor.name}{index} is {array[tuple(index)]}", fix="train or save the model again"
+                    f"weight {tensor.name}{index} is {array[tuple(index)]}",
+                    fix="train or save the model again",
                 )
 
 

@@ -55,7 +55,9 @@ def open_dataset(
     spaced; all when absent), `labels`, and
 
     - npz: `path`; one array an input, under its name; `labels` names the array of labels.
-    - npy: `path`; for models of one input; `labels` is the path of another `.npy`.
+    - npy: `path` of one file whose first axis counts samples (for models of one input), or of a folder with a
+      `.npy` for each sample (several inputs: a folder for each, paired by file name); `labels` is the path
+      of another `.npy`.
     - images: `path`, `pattern` ("**/*" and the usual image suffixes when absent), `skip_bad` (how many
       unreadable pictures to leave out, 0); sorted by path; `labels = "folder"` makes the names of the top
       subfolders, sorted, the classes 0, 1, …; needs `preprocess`.
@@ -86,15 +88,41 @@ def _open_npz(
 def _open_npy(
     config: Mapping[str, Any], root: Path, inputs: Sequence[InputSpec], _: Preprocess | None
 ) -> Dataset:
+    path = existing_path(root, config["path"])
+    labels = read_npy(existing_path(root, config["labels"])) if "labels" in config else None
+    if path.is_dir():
+        return _npy_folder(path, labels, inputs)
     if len(inputs) != 1:
         names = ", ".join(spec.name for spec in inputs)
         raise RecipeError(
             f"a .npy holds one array and the model has {len(inputs)} inputs ({names})",
-            fix='use source = "npz"',
+            fix='use source = "npz", or a folder with a folder of .npy files for each input',
         )
-    path = existing_path(root, config["path"])
-    labels = read_npy(existing_path(root, config["labels"])) if "labels" in config else None
     return _from_arrays({inputs[0].name: read_npy(path)}, labels, inputs, f"{path.name} (npy)")
+
+
+def _npy_folder(folder: Path, labels: Array | None, inputs: Sequence[InputSpec]) -> Dataset:
+    """Return one sample for each `.npy`: of `folder` itself, or of a folder per input, paired by file name."""
+    homes = {spec.name: folder if len(inputs) == 1 else folder / spec.name for spec in inputs}
+    files = {name: {path.name: path for path in sorted(home.glob("*.npy"))} for name, home in homes.items()}
+    first = next(iter(files.values()))
+    for name, found in files.items():
+        if not found:
+            raise CalibrationError(f"{homes[name]} holds 0 .npy files", fix="write one file for each sample")
+        odd = sorted(set(first) ^ set(found))
+        if odd:
+            raise CalibrationError(
+                f"{homes[name]} and {homes[inputs[0].name]} hold different samples: {odd[0]}",
+                fix="give the arrays of one sample the same file name in every input's folder",
+            )
+
+    def load(index: int) -> dict[str, Array]:
+        key = list(first)[index]
+        arrays = {spec.name: read_npy(files[spec.name][key]) for spec in inputs}
+        short = {spec.name for spec in inputs if arrays[spec.name].ndim == len(spec.shape) - 1}
+        return {name: array[None] if name in short else array for name, array in arrays.items()}
+
+    return IndexedDataset(len(first), load, labels, f"{folder.name} ({len(first)} .npy files)")
 
 
 def _label_array(arrays: dict[str, Array], key: str | None, path: Path) -> Array | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from exporter.artifacts import Artifact, ArtifactSpec, Evidence, Format
+from exporter.artifacts import Artifact, ArtifactSpec, Evidence, Format, GateResult
 from exporter.errors import EdgeError, RecipeError
 from exporter.files import appear_at_once, hold_lock
 from exporter.formats import produce
@@ -27,7 +27,7 @@ from exporter.progress import Progress
 from exporter.runtimes.worker import write_sample
 from exporter.source import SourceModel
 from exporter.stages.bundle import write_bundle
-from exporter.stages.gates import judge, require_passed
+from exporter.stages.gates import first_failure, judge, require_passed
 from exporter.stages.report import report_document, write_report
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _build_into(plan: Plan, staging: Path, workdir: Path, clock: _Clock, log: Pa
         data.source,
         clock.seconds,
     )
-    require_passed(gates, report)
+    require_passed(gates, report, _suspects(gates, artifacts, onnx, data))
     with clock.stage("writing bundles", len(plan.targets)) as advance:
         for number, name in enumerate(plan.targets, start=1):
             write_bundle(plan, name, artifacts, evidence, reference, staging / name)
@@ -346,3 +346,16 @@ def _validate_all(
                     evidence[spec] = validate(artifact, reference, workdir=workdir / "validation")
             advance(number)
     return evidence, reference
+
+
+def _suspects(
+    gates: Sequence[GateResult], artifacts: Mapping[ArtifactSpec, Artifact], onnx: Path, data: _Data
+) -> dict[str, float]:
+    """Return the layers that lose most signal in the artifact whose gate failed first, with decibels lost."""
+    from exporter.stages.blame import worst_layers
+
+    failed = first_failure(gates)
+    if failed is None or failed.artifact.format is not Format.ONNX or not failed.artifact.scheme.needs_calibration:
+        return {}
+    losses = worst_layers(onnx, artifacts[failed.artifact].path, data.samples)
+    return {loss.layer: loss.lost_db for loss in losses}

@@ -6,8 +6,9 @@ before and after ours, so that a busy machine shows.
 
     python scripts/bench_calibration.py [--quick] [--threads N] [--json]
 
-Exits 1 when ours misses its bounds: twice the time of a plain pass, 400 MB above its peak, flat in the
-number of samples.
+With one thread the time bound is judged on processor time, which other work on the machine does not stretch; with more, on
+the clock, because idle threads of onnxruntime spin. Exits 1 when ours misses its bounds: twice the time of a plain
+pass, 400 MB above its peak, flat in the number of samples.
 """
 
 from __future__ import annotations
@@ -71,11 +72,11 @@ def main() -> int:
     for case, samples in plan:
         print(f"running {case} on {samples} samples …", file=sys.stderr)
         runs.append({"case": case, "samples": samples, **measured(options, case, samples)})
-    figures = summarise(runs)
+    figures = summarise(runs, options.threads)
     print(
         json.dumps({"runs": runs, **figures}, indent=2)
         if options.json
-        else table(runs, figures, options.threads)
+        else table(runs, figures, options.threads, quick=options.quick)
     )
     return 0 if options.quick or figures["within_bounds"] else 1
 
@@ -238,7 +239,7 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(runs: list[dict[str, Any]], threads: int) -> dict[str, Any]:
     plain = [run for run in runs if run["case"] == "plain"]
     few, many = (run for run in runs if run["case"] == "ours")
     seconds = sum(run["seconds_per_sample"] for run in plain) / len(plain)
@@ -252,7 +253,7 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "all_rules_seconds": sum(many["rule_seconds"].values()),
     }
     figures["within_bounds"] = bool(
-        figures["time_ratio"] <= TIME_BOUND
+        figures["cpu_ratio" if threads == 1 else "time_ratio"] <= TIME_BOUND
         and figures["peak_above_plain_mb"] <= MEMORY_BOUND_MB
         and figures["growth_mb"] <= GROWTH_BOUND_MB
     )

@@ -114,7 +114,7 @@ class TextLogits(nn.Module):
 class NextToken(nn.Module):
     """A causal language model without a cache: token ids in, logits `[batch, sequence, vocabulary]` out."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: GPT2LMHeadModel) -> None:
         super().__init__()
         self.network = network
 
@@ -122,13 +122,15 @@ class NextToken(nn.Module):
         """Return the logits of the next token at every position of `input_ids` `[batch, sequence]`."""
         position = torch.arange(input_ids.shape[1])
         future = (position[None, :] > position[:, None]).to(torch.float32)
-        logits: Tensor = self.network(
+        hidden: Tensor = self.network.transformer(
             input_ids,
             attention_mask=(future * MASKED_SCORE)[None, None],
             position_ids=position[None, :],
             use_cache=False,
             return_dict=False,
         )[0]
+        # the network's own forward slices `hidden[:, 0:]`, an alias that coremltools cannot convert
+        logits: Tensor = self.network.lm_head(hidden)
         return logits
 
 
@@ -179,7 +181,8 @@ def build_efficientnet_b0() -> nn.Module:
 def build_vit_b16() -> nn.Module:
     """Return ViT-B/16 at 224 (Dosovitskiy et al. 2020), 86.6 M parameters, 1000 classes."""
     with _seeded():
-        config = ViTConfig(num_labels=1000, attn_implementation="eager")
+        # with "eager", transformers adds a mask of zeros whose making (`where` of a scalar) coremltools refuses
+        config = ViTConfig(num_labels=1000, attn_implementation="sdpa")
         return _varied(Logits(ViTForImageClassification(config)))
 
 
@@ -310,7 +313,7 @@ MODELS: dict[str, Callable[[], ZooModel]] = {
 
 def export_onnx(zoo: ZooModel, path: Path) -> None:
     """Write `zoo` to `path` as ONNX opset 18 with every named axis dynamic, by the dynamo exporter."""
-    import onnx  # only for writing: the exporter's own save would put large weights beside the file
+    import onnx
 
     # a batch of 1 would be specialised away: torch.export takes sizes 0 and 1 for constants
     example = [torch.from_numpy(np.concatenate([array] * 2)) for array in next(zoo.samples(1)).values()]
@@ -327,7 +330,7 @@ def export_onnx(zoo: ZooModel, path: Path) -> None:
     )  # fmt: skip
     if program is None:
         raise RuntimeError(f"{zoo.name}: torch.onnx.export returned no program")
-    onnx.save(program.model_proto, path)
+    onnx.save(program.model_proto, path)  # one file: the program's own save puts large weights beside it
 
 
 def check_onnx(zoo: ZooModel, folder: Path) -> str:

@@ -1,7 +1,7 @@
 """The documents that every bundle carries: README.md, models.json and preprocess.json.
 
-Everything in them comes from the request, so two builds of the same bytes write the same bytes: host
-latency changes from run to run and stays in `evidence.json`.
+Everything in them comes from the request, so two builds of the same bytes write the same bytes: the build
+machine's latency, which changes from run to run, is never among it.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ other preprocessing than the build's."""
 _OTHER_FILES_TEXT = """\
 - `models.json`: the table above for programs: files, runtimes, tensors in signature order, digests.
 - `preprocess.json`: the preprocessing contract and the labels.
-- `evidence.json`: everything that was measured, with the build machine's latency (never a device's).
+- `evidence.json`: everything that was measured about each file, apart from times.
 - `manifest.json`: a SHA-256 for every file."""
 
 

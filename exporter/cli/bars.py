@@ -75,6 +75,7 @@ class Bars:
             yield lambda done: self._progress.update(task, completed=done)
         finally:
             self._progress.remove_task(task)
+            self._progress.refresh()  # or the bar would be drawn once more below the line that replaces it
         seconds = time.monotonic() - started
         if seconds >= PATIENCE_SECONDS:
             self._progress.console.print(Text(f"  {label}  {seconds:.1f} s", style="dim"))

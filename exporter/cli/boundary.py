@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import ClassVar
 
@@ -40,7 +41,7 @@ class InterruptedByUser(EdgeError):
 
 def run_guarded(action: Callable[[], None], console: Console, arguments: Sequence[str]) -> int:
     """Run `action` and return the exit status; whatever it raises has been told, in one line, by then."""
-    with _impatience_respected():
+    with _impatience_respected() as interrupts:
         try:
             action()
             sys.stdout.flush()
@@ -51,8 +52,17 @@ def run_guarded(action: Callable[[], None], console: Console, arguments: Sequenc
         except click.ClickException as error:
             return _fail(_from_click(error, arguments), None, console)
         except BaseException as error:  # noqa: BLE001 - the boundary: nothing may leave as a traceback
-            return _fail(as_edge_error(error, arguments), error, console)
+            # Libraries turn a KeyboardInterrupt into errors of their own (torch, while it is being imported).
+            told = KeyboardInterrupt() if interrupts.count else error
+            return _fail(as_edge_error(told, arguments), error, console)
     return 0
+
+
+@dataclass(slots=True)
+class _Interrupts:
+    """How often the user has pressed Ctrl-C during this command."""
+
+    count: int = 0
 
 
 def as_edge_error(error: BaseException, arguments: Sequence[str] = ()) -> EdgeError:
@@ -171,21 +181,20 @@ def _ignore_interrupts() -> None:
 
 
 @contextlib.contextmanager
-def _impatience_respected() -> Iterator[None]:
+def _impatience_respected() -> Iterator[_Interrupts]:
     """The first Ctrl-C raises `KeyboardInterrupt`; a second, while that one cleans up, ends at once.
 
     What a clean-up cut short leaves behind is removed by the next run, as after a kill.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield _Interrupts()
         return
-    interrupts = 0
+    interrupts = _Interrupts()
     terminal = os.dup(2)  # of our own: stderr is the log while work goes on
 
     def on_interrupt(_number: int, _frame: FrameType | None) -> None:
-        nonlocal interrupts
-        interrupts += 1
-        if interrupts == 1:
+        interrupts.count += 1
+        if interrupts.count == 1:
             raise KeyboardInterrupt
         show_cursor = "\x1b[?25h" if os.isatty(terminal) else ""
         line = "error[E-interrupted]: interrupted twice; fix: the next run removes what was left unfinished"
@@ -194,7 +203,7 @@ def _impatience_respected() -> Iterator[None]:
 
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:
-        yield
+        yield interrupts
     finally:
         signal.signal(signal.SIGINT, before)
         os.close(terminal)

@@ -62,7 +62,9 @@ def command(
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """What to build and where; `again` is the command that builds it, for people to paste."""
+    """What to build and where; for people to paste, `again` is the command that builds it and
+    `next_commands` what else to type after it.
+    """
 
     recipe: Path
     out: Path
@@ -70,6 +72,7 @@ class BuildRequest:
     only_plan: bool = False
     trust_code: bool = False
     again: str = ""
+    next_commands: tuple[str, ...] = ()
 
 
 def build_recipe(console: Console, request: BuildRequest) -> None:
@@ -85,7 +88,7 @@ def build_recipe(console: Console, request: BuildRequest) -> None:
         show_plan(console, plan, request.again)
         return
     _require_folder(request.out)
-    _run(console, plan, request.out)
+    _run(console, plan, request)
 
 
 def choose_targets(recipe: Recipe, names: Sequence[str]) -> dict[str, Target]:
@@ -105,14 +108,14 @@ def _require_folder(out: Path) -> None:
         ) from error
 
 
-def _run(console: Console, plan: Plan, out: Path) -> None:
+def _run(console: Console, plan: Plan, request: BuildRequest) -> None:
     from exporter.cli.report_view import show_report
 
     with console.work() as (progress, log):
         # Inside the work: importing the frameworks is the first thing that takes seconds.
         with progress.step("load the frameworks"):
             from exporter.pipeline import build
-        result = build(plan, out=out, progress=progress, log=log)
-    show_report(console, result.path, result.report)
+        result = build(plan, out=request.out, progress=progress, log=log)
+    show_report(console, result.path, result.report, request.next_commands)
     if console.verbose:
         console.tell(f"log: {log}")

@@ -9,6 +9,7 @@ import click
 
 from exporter.cli.build import DEFAULT_OUT, BuildRequest, build_recipe
 from exporter.cli.console import Console, pass_console, speaking
+from exporter.cli.text import typed_path
 
 
 @click.command("demo", short_help="Do the whole job on a built-in model, offline.")
@@ -34,12 +35,12 @@ from exporter.cli.console import Console, pass_console, speaking
 def command(console: Console, *, model: str, out: Path, only_plan: bool) -> None:
     """Do the whole job on a small trained model that ships with the tool; needs no network.
 
-    Its recipe is a good one to copy: the end of the run says where it is.
+    The end of the run says how to copy its recipe, model and data, to start from.
     """
-    request = BuildRequest(
-        demo_recipe(model), out, only_plan=only_plan, again=f"edge-export demo --model {model}"
-    )
-    build_recipe(console, request)
+    recipe = demo_recipe(model)
+    again = f"edge-export demo --model {model}"
+    copy = f"cp -r {typed_path(recipe.parent)} my-model && edge-export build my-model/{recipe.name}"
+    build_recipe(console, BuildRequest(recipe, out, only_plan=only_plan, again=again, next_commands=(copy,)))
 
 
 def demo_recipe(model: str) -> Path:

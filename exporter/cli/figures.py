@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 ABSENT = "–"
+_ALMOST_ONE = 0.9995  # what rounds to 1.00 of a unit is written in that unit
 
 
 def byte_size(size_bytes: float | None) -> str:
@@ -12,7 +13,7 @@ def byte_size(size_bytes: float | None) -> str:
     if size_bytes is None:
         return ABSENT
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size_bytes >= scale:
+        if size_bytes >= _ALMOST_ONE * scale:
             return f"{three_digits(size_bytes / scale)} {unit}"
     return f"{size_bytes:.0f} B"
 
@@ -22,16 +23,16 @@ def count(number: float | None) -> str:
     if number is None:
         return ABSENT
     for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= scale:
+        if number >= _ALMOST_ONE * scale:
             return f"{three_digits(number / scale)} {unit}"
     return f"{number:.0f}"
 
 
 def three_digits(number: float) -> str:
     """Return `number` with three significant digits and no exponent."""
-    if number >= 100:
+    if number >= 99.95:
         return f"{number:.0f}"
-    return f"{number:.1f}" if number >= 10 else f"{number:.2f}"
+    return f"{number:.1f}" if number >= 9.995 else f"{number:.2f}"
 
 
 def times(ratio: float | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,11 @@ from exporter.cli.console import Column, Console
 from exporter.cli.text import typed_path
 
 
-def show_report(console: Console, path: Path, report: Mapping[str, Any]) -> None:
-    """Answer with a finished build: `path` is its folder, `report` what is in its report.json."""
+def show_report(console: Console, path: Path, report: Mapping[str, Any], more: Sequence[str] = ()) -> None:
+    """Answer with a finished build: `path` is its folder, `report` what is in its report.json.
+
+    `more` are commands that the caller adds to what can be typed next.
+    """
     if console.json:
         console.answer_json({"path": str(path), "report": report})
         return
@@ -28,7 +31,7 @@ def show_report(console: Console, path: Path, report: Mapping[str, Any]) -> None
     console.answer_list(
         "refused", [f"{r['artifact']} for {r['target']}: {r['reason']}" for r in report["refused"]]
     )
-    console.answer_commands("next", next_commands(path, report))
+    console.answer_commands("next", [*next_commands(path, report), *more])
 
 
 def next_commands(path: Path, report: Mapping[str, Any]) -> list[str]:
@@ -45,13 +48,13 @@ def _columns(report: Mapping[str, Any]) -> list[Column]:
     metric = _metric_name(report) or "agree"
     return [
         Column("file", fold=False),
-        Column("scheme", fold=False),
+        Column("scheme"),
         Column("size", right=True, fold=False),
         Column("times\nsmaller", right=True, fold=False),
-        Column("MACs\nint", right=True, fold=False),
+        Column("MACs\nquant", right=True, fold=False),
         Column("SQNR\ndB", right=True, fold=False),
         Column(metric, right=True),
-        Column("points", right=True, fold=False),
+        Column("change\npoints", right=True, fold=False),
         Column("host\np50 ms", right=True, fold=False),
     ]
 
@@ -108,19 +111,21 @@ def _artifact_row(artifact: Mapping[str, Any]) -> list[str]:
 def _explanations(report: Mapping[str, Any]) -> list[str]:
     """Return how the columns came about, so that no figure is taken for another."""
     artifacts = report["artifacts"]
-    lines = ["MACs int: share of multiply-accumulates done on quantised weights."]
+    lines = ["MACs quant: share of multiply-accumulates in operators whose weights are quantised."]
+    metric = _metric_name(report) or "agreement"
     fidelity = next((a["evidence"]["fidelity"] for a in artifacts if a["evidence"]["fidelity"]), None)
     if fidelity:
-        lines.append(f"SQNR against the float model on {fidelity['samples']} evaluation samples.")
-    conditions = {
-        (latency["host"], latency["threads"], latency["runs"])
-        for artifact in artifacts
-        if (latency := artifact["evidence"]["latency"])
-    }
-    for host, threads, runs in sorted(conditions):
+        lines.append(f"SQNR and {metric} against the float model, over {fidelity['samples']} samples.")
+    hosts: dict[tuple[int, int], set[str]] = {}
+    for artifact in artifacts:
+        latency = artifact["evidence"]["latency"]
+        if latency:
+            hosts.setdefault((latency["runs"], latency["threads"]), set()).add(latency["host"])
+    for (runs, threads), names in sorted(hosts.items()):
         plural = "" if threads == 1 else "s"
+        where = "; ".join(sorted(names))
         lines.append(
-            f"Latency: median of {runs} runs, {threads} thread{plural}, on this {host}: not a device's."
+            f"Host p50: median of {runs} runs, {threads} thread{plural} ({where}); never a device's latency."
         )
     reasons: dict[str, list[str]] = {}
     for artifact in artifacts:

@@ -87,7 +87,9 @@ def inspect_structure(path: Path, program: Path, *, log: Path) -> dict[str, Any]
 def _refuse(request: ProduceRequest) -> None:
     scheme = request.spec.scheme
     if reason := _unsupported(scheme):
-        raise UnsupportedError(f"{request.spec}: {reason}", fix="use mlpackage:float16 or mlpackage:weight_only_wi8")
+        raise UnsupportedError(
+            f"{request.spec}: {reason}", fix="use mlpackage:float16 or mlpackage:weight_only_wi8"
+        )
     for spec in (*request.inputs, *request.outputs):
         if not _FEATURE_NAME.fullmatch(spec.name):
             raise UnsupportedError(

@@ -85,11 +85,27 @@ def _to_ml_program(
     """Return the converted model and the program it came from (with constants folded if it had to be)."""
     try:
         return _convert(exported, inputs, outputs, scheme), exported
-    except (NotImplementedError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
+    except (
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+    ):
         folded = fold_constants(exported)
     try:
         return _convert(folded, inputs, outputs, scheme), folded
-    except (NotImplementedError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+    except (
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+    ) as error:
         line = next((text for text in str(error).splitlines() if text.strip()), type(error).__name__)
         raise UnsupportedError(
             f"coremltools cannot convert {program.name}: {line.strip()[:300]}",
@@ -107,7 +123,9 @@ def _convert(
         inputs=[coremltools.TensorType(s.name, shape=s.shape, dtype=_boundary(s.dtype)) for s in inputs],
         outputs=[coremltools.TensorType(s.name, dtype=_boundary(s.dtype)) for s in outputs],
         # int4 in blocks is an iOS 18 operator; everything else here exists since iOS 16.
-        minimum_deployment_target=coremltools.target.iOS18 if scheme.weight_bits == 4 else coremltools.target.iOS16,
+        minimum_deployment_target=coremltools.target.iOS18
+        if scheme.weight_bits == 4
+        else coremltools.target.iOS16,
         compute_precision=coremltools.precision.FLOAT32 if single else coremltools.precision.FLOAT16,
         skip_model_load=True,
     )
@@ -130,7 +148,9 @@ def _compress(
     kept: set[str] = set()
     for operation, weight in _weights(model._mil_program):
         candidates = _candidates(operation, weight, names)
-        if matched := {pattern for pattern in keep if any(fnmatch.fnmatchcase(c, pattern) for c in candidates)}:
+        if matched := {
+            pattern for pattern in keep if any(fnmatch.fnmatchcase(c, pattern) for c in candidates)
+        }:
             kept |= matched
             reasons[weight.name] = "named in keep"
             configs[weight.name] = None
@@ -138,9 +158,15 @@ def _compress(
             configs[weight.name], bits = _weight_config(operation, weight, scheme)
             eight += bits > scheme.weight_bits
     chosen = compress.OptimizationConfig(global_config=None, op_name_configs=configs)
-    notes = [f"keep pattern {pattern!r} matched no operator of this file" for pattern in keep if pattern not in kept]
+    notes = [
+        f"keep pattern {pattern!r} matched no operator of this file"
+        for pattern in keep
+        if pattern not in kept
+    ]
     if eight:
-        notes.append(f"{eight} weights are int8 instead of int4: their input channels have no divisor from 16 to the block size")
+        notes.append(
+            f"{eight} weights are int8 instead of int4: their input channels have no divisor from 16 to the block size"
+        )
     # Constants take the suffix of their compressed form; reasons go by the name in the finished file.
     return compress.linear_quantize_weights(model, chosen), reasons, notes
 
@@ -191,7 +217,11 @@ def _candidates(operation: Any, weight: Any, names: Provenance) -> set[str]:
 
 def _paths(operation: Any, names: Provenance) -> tuple[str, ...]:
     own = operation.outputs[0].name
-    parameters = [variable.name for variable in operands(operation) if variable.op is not None and variable.op.op_type.startswith("const")]
+    parameters = [
+        variable.name
+        for variable in operands(operation)
+        if variable.op is not None and variable.op.op_type.startswith("const")
+    ]
     return names.of(own, *parameters)
 
 
@@ -241,9 +271,7 @@ def features(descriptions: Any) -> list[dict[str, Any]]:
     """Return name, numpy dtype name and shape of each multi-array of a model description, JSON-ready."""
     from coremltools.proto import FeatureTypes_pb2
 
-    names = {
-        number: name.lower() for name, number in FeatureTypes_pb2.ArrayFeatureType.ArrayDataType.items()
-    }
+    names = {number: name.lower() for name, number in FeatureTypes_pb2.ArrayFeatureType.ArrayDataType.items()}
     return [
         {
             "name": feature.name,

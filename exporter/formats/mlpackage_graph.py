@@ -19,8 +19,20 @@ from exporter.errors import InputError
 Array = np.ndarray[Any, np.dtype[Any]]
 
 DATA_MOVEMENT = frozenset(
-    "cast reshape transpose squeeze expand_dims slice_by_index slice_by_size concat split pad tile stack "
-    "identity shape flatten2d depth_to_space space_to_depth pixel_shuffle".split()
+    {
+        *(
+            "cast",
+            "reshape",
+            "transpose",
+            "squeeze",
+            "expand_dims",
+            "slice_by_index",
+            "slice_by_size",
+            "concat",
+        ),
+        *("split", "pad", "tile", "stack", "identity", "shape", "flatten2d", "pixel_shuffle"),
+        *("depth_to_space", "space_to_depth"),
+    }
 )
 # The operand that holds the weight, for each operator whose weight can be compressed.
 WEIGHT_OPERANDS: dict[str, str] = {
@@ -48,9 +60,11 @@ def read_spec(path: Path) -> Any:
 
     try:
         spec = coremltools.utils.load_spec(str(path))
-    except (OSError, RuntimeError, ValueError, DecodeError, Exception) as error:  # noqa: BLE001 - coremltools raises bare Exception
+    except (OSError, RuntimeError, ValueError, DecodeError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"{path} is not a readable .mlpackage: {line}", fix="copy or build it again") from error
+        raise InputError(
+            f"{path} is not a readable .mlpackage: {line}", fix="copy or build it again"
+        ) from error
     if spec.WhichOneof("Type") != "mlProgram":
         raise InputError(f"{path} holds a {spec.WhichOneof('Type')}, not an ML Program", fix="build it again")
     return spec
@@ -132,7 +146,9 @@ def coverage(program: Any, names: Callable[[Any], str], reasons: Mapping[str, st
         quantized = any(is_compressed(variable) for variable in weights)
         new = [variable for variable in weights if variable.name not in owned]
         owned.update(variable.name for variable in new)
-        fallback = default if operation.op_type in WEIGHT_OPERANDS and weights else "no stored weight to quantise"
+        fallback = (
+            default if operation.op_type in WEIGHT_OPERANDS and weights else "no stored weight to quantise"
+        )
         reason = next((reasons[v.name] for v in weights if v.name in reasons), fallback)
         layers.append(
             LayerCoverage(

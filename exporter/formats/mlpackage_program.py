@@ -7,6 +7,7 @@ operator it does not know (the mask code of transformers: `new_ones`, `diff`), s
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,18 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 _aten = torch.ops.aten
 # Results that depend on their operand's shape alone; the operand may be an input.
-_SHAPE_ONLY = {
+_SHAPE_ONLY: dict[Any, Callable[..., torch.Tensor]] = {
     _aten.new_ones.default: (lambda like, size: torch.ones(size, dtype=like.dtype)),
     _aten.new_zeros.default: (lambda like, size: torch.zeros(size, dtype=like.dtype)),
     _aten.ones_like.default: (lambda like: torch.ones(like.shape, dtype=like.dtype)),
     _aten.zeros_like.default: (lambda like: torch.zeros(like.shape, dtype=like.dtype)),
+}
+# Spellings that coremltools knows under another name; both operands are boolean wherever they are used.
+_BOOLEAN_NAMES = {
+    _aten.__and__.Tensor: _aten.logical_and.default,
+    _aten.__or__.Tensor: _aten.logical_or.default,
+    _aten.bitwise_and.Tensor: _aten.logical_and.default,
+    _aten.bitwise_or.Tensor: _aten.logical_or.default,
 }
 _CONVOLUTIONS = {_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default, _aten.convolution.default}
 _BATCH_NORMS = {
@@ -53,7 +61,8 @@ class Provenance:
 
 def load_program(program: Path) -> ExportedProgram:
     """Return the exported program in the operator set that coremltools converts."""
-    return torch.export.load(program).run_decompositions({})
+    exported: ExportedProgram = torch.export.load(program).run_decompositions({})
+    return exported
 
 
 def provenance(exported: ExportedProgram) -> Provenance:
@@ -77,6 +86,7 @@ def fold_constants(exported: ExportedProgram) -> ExportedProgram:
     Operators that use only the shape of a tensor (`new_ones(input_ids, …)`) count as independent of it.
     """
     module = exported.module(check_guards=False)
+    _rename_operators(module)
     known: dict[torch.fx.Node, Any] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr" and _is_buffer(module, str(node.target)):
@@ -85,8 +95,26 @@ def fold_constants(exported: ExportedProgram) -> ExportedProgram:
             _evaluate(node, known)
     _replace_with_buffers(module, known)
     args, kwargs = exported.example_inputs
-    folded = torch.export.export(module, args, kwargs, strict=False)
-    return folded.run_decompositions({})
+    folded: ExportedProgram = torch.export.export(module, args, kwargs, strict=False).run_decompositions({})
+    _remove_aliases(folded.graph_module)
+    return folded
+
+
+def _rename_operators(module: torch.fx.GraphModule) -> None:
+    for node in list(module.graph.nodes):
+        if node.target is _aten._assert_tensor_metadata.default:
+            # Checks of dtypes that torch.export inserts; they would keep folded chains alive.
+            module.graph.erase_node(node)
+        elif node.target in _BOOLEAN_NAMES and node.meta["val"].dtype == torch.bool:
+            node.target = _BOOLEAN_NAMES[node.target]
+
+
+def _remove_aliases(module: torch.fx.GraphModule) -> None:
+    for node in list(module.graph.nodes):
+        if node.target is _aten.alias.default and all(user.op != "output" for user in node.users):
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+    module.recompile()
 
 
 def _is_buffer(module: torch.nn.Module, name: str) -> bool:
@@ -96,18 +124,21 @@ def _is_buffer(module: torch.nn.Module, name: str) -> bool:
 
 
 def _evaluate(node: torch.fx.Node, known: dict[torch.fx.Node, Any]) -> None:
-    if node.target in _SHAPE_ONLY:
+    target: Any = node.target
+    if target in _SHAPE_ONLY:
         like = node.args[0].meta.get("val") if isinstance(node.args[0], torch.fx.Node) else None
         if isinstance(like, torch.Tensor) and not node.all_input_nodes[1:]:
-            value = _SHAPE_ONLY[node.target](like, *node.args[1:2])
+            value = _SHAPE_ONLY[target](like, *node.args[1:2])
             known[node] = value.to(node.meta["val"].dtype)
         return
-    schema = getattr(node.target, "_schema", None)
-    is_pure = schema is not None and not schema.is_mutable and torch.Tag.nondeterministic_seeded not in node.target.tags
-    if (is_pure or node.target is operator.getitem) and all(source in known for source in node.all_input_nodes):
+    schema = getattr(target, "_schema", None)
+    is_pure = (
+        schema is not None and not schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
+    )
+    if (is_pure or target is operator.getitem) and all(source in known for source in node.all_input_nodes):
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda source: known[source])
         with torch.no_grad():
-            known[node] = node.target(*args, **kwargs)
+            known[node] = target(*args, **kwargs)
 
 
 def _replace_with_buffers(module: torch.fx.GraphModule, known: dict[torch.fx.Node, Any]) -> None:
@@ -155,7 +186,7 @@ def _fold_batch_norm(
     if weight is None or mean is None or variance is None:
         return
     scale = (1.0 if gamma is None else gamma) / np.sqrt(variance + epsilon)
-    name = owners[conv.args[1].name]  # type: ignore[union-attr]
+    name = owners[str(conv.args[1])]
     arrays[f"{name}*bn"] = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
     shift = (0.0 if bias is None else bias) - mean
     arrays[f"{name.removesuffix('weight')}bias*bn"] = shift * scale + (0.0 if beta is None else beta)

@@ -82,7 +82,9 @@ def _refuse(request: ProduceRequest) -> None:
             fix="give the recipe a torch factory, or leave the .tflite artifacts out",
         )
     if scheme.needs_calibration and request.samples is None:
-        raise InputError(f"{request.spec} needs calibration samples", fix="set [data] calibration in the recipe")
+        raise InputError(
+            f"{request.spec} needs calibration samples", fix="set [data] calibration in the recipe"
+        )
 
 
 def _specs(plain: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:

@@ -59,14 +59,18 @@ def ranges(sketches: dict[str, Sketch], rule: str) -> dict[str, Range]:
     try:
         return {name: range_by(rule, sketch) for name, sketch in sketches.items()}
     except ValueError as error:
-        raise InputError(f"no range rule is called {rule!r}", fix="use minmax, percentile, mse or entropy") from error
+        raise InputError(
+            f"no range rule is called {rule!r}", fix="use minmax, percentile, mse or entropy"
+        ) from error
 
 
 def _update(sketch: Sketch, values: Array, name: str, path: Path) -> None:
     try:
         sketch.update(values)
     except CalibrationError as error:
-        raise CalibrationError(f"tensor {name} {error.cause}, for sample {path.name}", fix=error.fix) from error
+        raise CalibrationError(
+            f"tensor {name} {error.cause}, for sample {path.name}", fix=error.fix
+        ) from error
 
 
 def _feeds(path: Path, details: dict[str, dict[str, Any]]) -> dict[str, Array]:

@@ -32,7 +32,9 @@ def coverage(model: Any, reasons: Mapping[str, str]) -> Coverage:
             continue
         quantized = _is_quantized(model, operator, stored)
         weights = {stored.get(tensor, tensor) for tensor in operator.inputs if tensor >= 0}
-        new = {tensor for tensor in weights if is_constant(model, tensor) and _is_numeric(model, tensor)} - owned
+        new = {
+            tensor for tensor in weights if is_constant(model, tensor) and _is_numeric(model, tensor)
+        } - owned
         owned |= new
         layers.append(
             LayerCoverage(

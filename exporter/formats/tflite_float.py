@@ -143,7 +143,7 @@ def _with_module_paths(exported: torch.export.ExportedProgram) -> torch.nn.Modul
 def _input_tree(
     exported: torch.export.ExportedProgram, inputs: Sequence[TensorSpec], program: Path
 ) -> pytree.TreeSpec:
-    tree = exported.call_spec.in_spec
+    tree: pytree.TreeSpec | None = exported.call_spec.in_spec
     if tree is None or tree.num_leaves != len(inputs):
         found = 0 if tree is None else tree.num_leaves
         raise InputError(

@@ -65,7 +65,9 @@ def operators(model: Any) -> Iterator[Operator]:
     """Yield the operators of the main graph in execution order."""
     graph = model.subgraphs[0]
     for index, operator in enumerate(graph.operators):
-        name = _text(graph.tensors[operator.outputs[0]].name) if len(operator.outputs) else f"operator {index}"
+        name = (
+            _text(graph.tensors[operator.outputs[0]].name) if len(operator.outputs) else f"operator {index}"
+        )
         yield Operator(
             index,
             operator_kind(model, operator),
@@ -153,7 +155,9 @@ def name_tensors(model: Any) -> None:
     taken = {_text(graph.tensors[index].name) for index in named}
     for operator in graph.operators:
         kind = operator_kind(model, operator).lower()
-        constants = [i for i in map(int, operator.inputs) if i >= 0 and i not in named and is_constant(model, i)]
+        constants = [
+            i for i in map(int, operator.inputs) if i >= 0 and i not in named and is_constant(model, i)
+        ]
         borrowed = [path for i in constants for path in _module_paths(_text(graph.tensors[i].name))]
         for index in (int(output) for output in operator.outputs if output not in named):
             paths = _module_paths(_text(graph.tensors[index].name)) or tuple(dict.fromkeys(borrowed))
@@ -184,7 +188,8 @@ def _rename(tensor: Any, wanted: str, taken: set[str]) -> None:
 def _module_paths(name: str) -> tuple[str, ...]:
     """Return the distinct module paths in a converter's tensor name, outermost modules first."""
     paths = [
-        ".".join(step.partition("@")[0] for step in _MODULE_STEP.findall(part)[1:]) for part in name.split(";")
+        ".".join(step.partition("@")[0] for step in _MODULE_STEP.findall(part)[1:])
+        for part in name.split(";")
     ]
     return tuple(dict.fromkeys(path for path in paths if path))
 

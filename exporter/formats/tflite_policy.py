@@ -1,6 +1,6 @@
 """What becomes of each operator of a float `.tflite` under a scheme: decisions only, nothing is changed here.
 
-The choices stand on measurements (docs/formats/tflite.md; digits CNN and ViT, XNNPACK on x86-64):
+The choices stand on measurements (digits CNN and ViT of `exporter.demo`, LiteRT 2.3, XNNPACK, x86-64):
 
 * Softmax, GELU, RSQRT, the arithmetic of LayerNorm and products of two activations stay float in static int8.
   XNNPACK has no int8 kernel for them, and there the error collects.
@@ -22,18 +22,23 @@ from typing import Any
 from exporter.formats.tflite_graph import Operator, is_constant, operators, shape_of, tensor_type
 from exporter.schemes import Method, Scheme
 
-WEIGHTED = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "EMBEDDING_LOOKUP"})
+WEIGHTED = frozenset(
+    {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "EMBEDDING_LOOKUP"}
+)
 PRODUCTS = WEIGHTED | {"BATCH_MATMUL"}
 _INTEGER_ARITHMETIC = frozenset(
     {"ADD", "SUB", "MUL", "MEAN", "SUM", "AVERAGE_POOL_2D", "MAX_POOL_2D", "RELU", "RESIZE_BILINEAR"}
 )
-DATA_MOVEMENT = frozenset(
-    "RESHAPE TRANSPOSE SLICE STRIDED_SLICE SPLIT CONCATENATION PAD PADV2 MIRROR_PAD PACK UNPACK BROADCAST_TO "
-    "EXPAND_DIMS SQUEEZE CAST SHAPE SPACE_TO_DEPTH DEPTH_TO_SPACE RESIZE_NEAREST_NEIGHBOR".split()
+_INTEGER_MOVEMENT = frozenset(
+    {
+        *("RESHAPE", "TRANSPOSE", "SLICE", "STRIDED_SLICE", "SPLIT", "CONCATENATION", "PAD"),
+        "RESIZE_NEAREST_NEIGHBOR",
+    }
 )
-_INTEGER_MOVEMENT = DATA_MOVEMENT & frozenset(
-    "RESHAPE TRANSPOSE SLICE STRIDED_SLICE SPLIT CONCATENATION PAD RESIZE_NEAREST_NEIGHBOR".split()
-)
+DATA_MOVEMENT = _INTEGER_MOVEMENT | {
+    *("PADV2", "MIRROR_PAD", "PACK", "UNPACK", "BROADCAST_TO", "EXPAND_DIMS", "SQUEEZE", "CAST", "SHAPE"),
+    *("SPACE_TO_DEPTH", "DEPTH_TO_SPACE"),
+}
 _BLOCK_SIZES = (128, 64, 32)
 
 
@@ -89,6 +94,9 @@ def _decide(
         case Method.STATIC:
             if operator.index in static:
                 return Decision(operator, Treatment.STATIC8)
+            if operator.kind == "EMBEDDING_LOOKUP" and _owns_weight(model, operator):
+                # Reads rows of a table: no activation to calibrate, and the table is most of a small language model.
+                return Decision(operator, Treatment.DYNAMIC8)
             return Decision(operator, Treatment.FLOAT, reason=_static_reason(operator.kind))
         case Method.FLOAT if scheme.weight_bits == 16 and _owns_weight(model, operator):
             return Decision(operator, Treatment.WEIGHT16, reason="weights float16, arithmetic float")
@@ -98,7 +106,9 @@ def _decide(
         return Decision(operator, Treatment.FLOAT, reason="no stored weight to quantise")
     if scheme.method is Method.DYNAMIC:
         if operator.kind == "DEPTHWISE_CONV_2D":
-            return Decision(operator, Treatment.FLOAT, reason="XNNPACK has no depthwise kernel with run-time ranges")
+            return Decision(
+                operator, Treatment.FLOAT, reason="XNNPACK has no depthwise kernel with run-time ranges"
+            )
         return Decision(operator, Treatment.DYNAMIC8)
     if scheme.weight_bits == 4:
         return _four_bits(model, operator, scheme.block_size or 0)
@@ -122,6 +132,8 @@ def _four_bits(model: Any, operator: Operator, asked: int) -> Decision:
 
 
 def _static_reason(kind: str) -> str:
+    if kind in WEIGHTED:
+        return "its weight is computed, not stored"
     if kind == "BATCH_MATMUL":
         return "a product of two activations: slower and less exact in int8"
     if kind in _INTEGER_ARITHMETIC | _INTEGER_MOVEMENT:
@@ -143,7 +155,9 @@ def _static_operators(model: Any, every: Sequence[Operator], keep: Sequence[str]
         and not is_kept(operator, keep)
     }
     anchors = frozenset(chosen)
-    available = {tensor for operator in every if operator.index in chosen for tensor in _floats(model, operator)}
+    available = {
+        tensor for operator in every if operator.index in chosen for tensor in _floats(model, operator)
+    }
     for operator in every:
         if _may_join(model, operator, keep) and set(_operands(model, operator)) <= available:
             chosen.add(operator.index)

@@ -88,7 +88,11 @@ def require_finite_scales(model: Any) -> None:
 def _configure(worker: quantizer.Quantizer, decision: Decision) -> None:
     kind = decision.operator.kind
     scope = f"^{re.escape(decision.operator.name)};$"
-    name = qtyping.TFLOperationName(_QUANTIZER_NAMES.get(kind, kind)) if decision.treatment is not Treatment.FLOAT else None
+    name = (
+        qtyping.TFLOperationName(_QUANTIZER_NAMES.get(kind, kind))
+        if decision.treatment is not Treatment.FLOAT
+        else None
+    )
     match decision.treatment:
         case Treatment.STATIC8:
             worker.add_static_config(scope, name, 8, 8)

@@ -1,0 +1,1 @@
+"""What executes artifacts on this host: one adapter per runtime, and the child process they run in."""

@@ -85,7 +85,8 @@ def _load(path: Path, threads: int) -> Any:
         signatures = interpreter.get_signature_list()
         if len(signatures) != 1:
             raise InputError(
-                f"{path} has {len(signatures)} signatures, expected one", fix="build the file with edge-export"
+                f"{path} has {len(signatures)} signatures, expected one",
+                fix="build the file with edge-export",
             )
         return interpreter.get_signature_runner(next(iter(signatures)))
     except (RuntimeError, ValueError) as error:
@@ -122,6 +123,7 @@ def _prepare(file: str, spec: TensorSpec, values: Array | None) -> Array:
         limits = np.iinfo(wanted)
         if int(values.min()) < limits.min or int(values.max()) > limits.max:
             raise InputError(
-                f"input {spec.name!r} of {file} holds values beyond {wanted}", fix="check the tokens for overflow"
+                f"input {spec.name!r} of {file} holds values beyond {wanted}",
+                fix="check the tokens for overflow",
             )
     return np.ascontiguousarray(values, dtype=wanted)

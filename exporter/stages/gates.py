@@ -58,8 +58,18 @@ def _ceiling(spec: ArtifactSpec, gate: str, limit: float, measured: float, unit:
     return GateResult(spec, gate, limit, measured, measured <= limit, unit)
 
 
-def require_passed(gates: Sequence[GateResult], report: Mapping[str, Any]) -> None:
-    """Raise `GateError` naming the first gate that failed, its limit and the figure; nothing is written then."""
+def first_failure(gates: Sequence[GateResult]) -> GateResult | None:
+    """Return the first gate that failed, or `None`."""
+    return next((gate for gate in gates if not gate.passed), None)
+
+
+def require_passed(
+    gates: Sequence[GateResult], report: Mapping[str, Any], suspects: Mapping[str, float] | None = None
+) -> None:
+    """Raise `GateError` naming the first gate that failed, its limit and the figure; nothing is written then.
+
+    `suspects` are layers that lose most signal, with the decibels each loses: the ones to keep in float.
+    """
     failed = [gate for gate in gates if not gate.passed]
     if not failed:
         return
@@ -67,8 +77,12 @@ def require_passed(gates: Sequence[GateResult], report: Mapping[str, Any]) -> No
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
     raise GateError(
         f"{first.artifact}: {_sentence(first)}{more}; nothing was published",
-        fix=_remedy(first),
-        details={"gates": report["gates"], "artifacts": report["artifacts"]},
+        fix=_remedy(first, suspects or {}),
+        details={
+            "gates": report["gates"],
+            "artifacts": report["artifacts"],
+            "worst_layers": dict(suspects or {}),
+        },
     )
 
 
@@ -78,9 +92,13 @@ def _sentence(gate: GateResult) -> str:
     return f"{gate.gate} is {gate.limit:g} {gate.unit}, measured {gate.measured:.4g}"
 
 
-def _remedy(gate: GateResult) -> str:
+def _remedy(gate: GateResult, suspects: Mapping[str, float]) -> str:
     if "size" in gate.gate:
         return "choose a smaller scheme (weight_only_wi4_b32) or raise the limit"
     if gate.gate.startswith("edge case"):
         return "look at the model's range on that input, or keep the layers it overflows in float"
+    if suspects:
+        worst = ", ".join(f"{layer} ({lost:.1f} dB)" for layer, lost in suspects.items())
+        keep = ", ".join(f'"{layer}"' for layer in suspects)
+        return f"most signal is lost in {worst}: try quantize.keep = [{keep}], or another quantize.rule"
     return "keep sensitive layers in float with quantize.keep, try another quantize.rule, or lower the limit"

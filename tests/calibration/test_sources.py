@@ -14,6 +14,7 @@ from calibration.checks import check_dataset
 from calibration.dataset import Dataset
 from calibration.preprocess import Preprocess
 from calibration.sources import open_dataset
+from exporter.artifacts import TensorSpec
 from exporter.errors import CalibrationError, EdgeError, RecipeError, UnsupportedError
 
 
@@ -150,6 +151,7 @@ def test_tables_that_make_no_sense_are_refused(tmp_path: Path, config: dict[str,
 
 
 def test_one_array_cannot_feed_two_inputs(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((2, 4), np.float32))
     assert (
         "the model has 2 inputs (input_ids, attention_mask)"
         in refused(RecipeError, tmp_path, IDS, MASK, source="npy", path="x.npy").cause
@@ -415,3 +417,36 @@ def test_references_to_nothing_are_refused(tmp_path: Path, reference: str) -> No
     (tmp_path / "mine.py").write_text("def samples():\n    return []")
     error = refused(RecipeError, tmp_path, source="python", callable=reference)
     assert "mine.py" in error.cause or reference in error.cause
+
+
+def _write_arrays(folder: Path, count: int, shape: tuple[int, ...]) -> None:
+    folder.mkdir(parents=True)
+    for index in range(count):
+        np.save(folder / f"{index:03d}.npy", np.full(shape, index, np.float32))
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 4, 4), (2, 4, 4)], ids=["with-batch-axis", "without"])
+def test_a_folder_of_npy_files_is_one_sample_a_file(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    _write_arrays(tmp_path / "data", 3, shape)
+    inputs = [TensorSpec("image", "float32", ("batch", 2, 4, 4))]
+    dataset = open_dataset({"source": "npy", "path": "data"}, root=tmp_path, inputs=inputs)
+    assert [float(sample["image"].mean()) for sample in dataset] == [0.0, 1.0, 2.0]
+    assert {sample["image"].shape for sample in dataset} == {(1, 2, 4, 4)}
+
+
+def test_folders_of_npy_files_pair_inputs_by_file_name(tmp_path: Path) -> None:
+    inputs = [TensorSpec("a", "float32", ("batch", 2)), TensorSpec("b", "float32", ("batch", 3))]
+    _write_arrays(tmp_path / "data" / "a", 2, (2,))
+    _write_arrays(tmp_path / "data" / "b", 3, (3,))
+    with pytest.raises(CalibrationError, match=r"different samples: 002\.npy"):
+        open_dataset({"source": "npy", "path": "data"}, root=tmp_path, inputs=inputs)
+    (tmp_path / "data" / "b" / "002.npy").unlink()
+    dataset = open_dataset({"source": "npy", "path": "data"}, root=tmp_path, inputs=inputs)
+    assert [sorted(sample) for sample in dataset] == [["a", "b"], ["a", "b"]]
+
+
+def test_an_empty_folder_of_npy_files_is_named_with_its_count(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    inputs = [TensorSpec("image", "float32", ("batch", 2))]
+    with pytest.raises(CalibrationError, match=r"holds 0 \.npy files"):
+        open_dataset({"source": "npy", "path": "data"}, root=tmp_path, inputs=inputs)

@@ -109,9 +109,7 @@ def test_code_in_a_model_file_is_refused_already_in_the_plan(recipe: Path, call:
     assert (trusted.exit_code, "model.pt2 does not exist" in trusted.stderr) == (10, True)
 
 
-@pytest.mark.parametrize(
-    "hostile", ["\\u001b[31mred.py", "[bold]x[red].py", "\\u202eyp.x.py", "a\\u0007.py"]
-)
+@pytest.mark.parametrize("hostile", ["\\u001b[31mred.py", "[bold]x[red].py", "\\u202eyp.x.py", "a\\u0007.py"])
 def test_terminal_escapes_and_markup_in_names_are_inert(recipe: Path, call: Call, hostile: str) -> None:
     name = json.loads(f'"{hostile}"')
     recipe.with_name("net.py").rename(recipe.with_name(name))

@@ -54,6 +54,14 @@ def test_an_interrupt_is_a_document_with_json() -> None:
     assert json.loads(stdout)["error"]["exit_code"] == 130
 
 
+def test_an_interrupt_that_a_library_turns_into_its_own_error_is_still_one() -> None:
+    with python(WAITING.format(cleanup='raise AttributeError("module is half imported")')) as process:
+        interrupt_when_waiting(process)
+        _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert stderr.startswith("error[E-interrupted]: interrupted; nothing unfinished was kept")
+
+
 def test_a_second_interrupt_during_clean_up_ends_at_once_and_quietly() -> None:
     with python(WAITING.format(cleanup='print("cleaning", flush=True); time.sleep(60)')) as process:
         interrupt_when_waiting(process)

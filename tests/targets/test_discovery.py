@@ -6,13 +6,12 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterable
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
 
 from exporter.errors import UnsupportedError, UsageError
-from targets import discovery
 from targets.discovery import BUILT_IN, GROUP, all_targets, get_target, list_targets
 
 GOOD = """
@@ -26,16 +25,15 @@ ROOT = Path(__file__).parents[2]
 def no_other_distributions(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Hide targets that happen to be installed on the machine, unless they are the test's own."""
     own = str(request.getfixturevalue("tmp_path"))
-    installed = discovery.entry_points
 
-    def registered(**selection: str) -> Iterable[EntryPoint]:
+    def registered(*, group: str) -> Iterable[EntryPoint]:
         return [
             entry
-            for entry in installed(**selection)
+            for entry in entry_points(group=group)
             if entry.dist is not None and str(entry.dist.locate_file("")).startswith(own)
         ]
 
-    monkeypatch.setattr(discovery, "entry_points", registered)
+    monkeypatch.setattr("targets.discovery.entry_points", registered)
 
 
 def test_finds_the_built_in_targets_without_metadata() -> None:

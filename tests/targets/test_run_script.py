@@ -69,7 +69,7 @@ def test_tells_people_parity_and_latency(pi_bundle: Path) -> None:
 
     assert result.returncode == 0, result.stderr
     assert f"{ONNX} in onnxruntime-cpu" in result.stdout
-    assert "parity   ok: 2 samples" in result.stdout
+    assert "parity   ok: 2 samples, largest difference 0 from the build, 0 from float" in result.stdout
     assert "(3 runs, 1 threads)" in result.stdout
     assert TFLITE not in result.stdout
 
@@ -183,6 +183,12 @@ def _spoil(bundle: Path, fault: str) -> tuple[str, ...]:
     elif fault == "no golden samples":
         golden = bundle / "golden/golden.json"
         golden.write_text(json.dumps(json.loads(golden.read_text()) | {"samples": []}))
+    elif fault == "golden vector is outside":
+        golden = bundle / "golden/golden.json"
+        golden.write_text(golden.read_text().replace("0/input.image.npy", "../golden/0/input.image.npy"))
+    elif fault == "no tolerance":
+        golden = bundle / "golden/golden.json"
+        golden.write_text(json.dumps(json.loads(golden.read_text()) | {"tolerance": {TFLITE: {}}}))
     elif fault == "input has another shape":
         np.save(bundle / "x.npy", np.zeros((1, 5, 2, 2), np.float32))
         return ("--input", str(bundle / "x.npy"))
@@ -208,6 +214,8 @@ def _spoil(bundle: Path, fault: str) -> tuple[str, ...]:
         ("newer format", 12, "models.json"),
         ("golden vector is a pickle", 10, "input.image.npy"),
         ("no golden samples", 10, "golden.json"),
+        ("no tolerance", 10, ONNX),
+        ("golden vector is outside", 11, "../golden/0/input.image.npy"),
         ("input has another shape", 10, ONNX),
         ("tflite input has another shape", 10, "[1, 1, 2, 2]"),
         ("input is no picture", 10, "x.png"),

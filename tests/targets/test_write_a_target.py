@@ -48,7 +48,7 @@ def test_the_example_conforms(kiosk: Target, tmp_path: Path) -> None:
 
 def test_the_test_on_the_page_passes(kiosk: Target, tmp_path: Path) -> None:
     page: dict[str, Callable[[Path], None]] = {}
-    exec(compile(blocks("python")[1], str(PAGE), "exec"), page)  # type: ignore[arg-type]
+    exec(compile(blocks("python")[1], str(PAGE), "exec"), page)
 
     page["test_conformance"](tmp_path)
 

@@ -17,18 +17,20 @@ import onnx_ir as ir
 from exporter.stages.quantize.outcome import Outcome
 from exporter.stages.quantize.rewrite import (
     Rewrite,
-    constant_matrix,
     finish_product,
     is_matrix_product,
     is_transposed,
     left_operand,
     obstacle,
+    weight_of,
 )
 from exporter.stages.quantize.stored import store_convolutions
 from exporter.stages.quantize.tables import choose_tables, look_up_rows, store_rows, tie_tables, tied_heads
 from exporter.stages.quantize.weights import quantize_per_channel
 
 STORED_ONLY = "stored as int8, computed in float: onnxruntime's integer convolution is slower"
+
+DEEPEST_SUM = (2**31 - 1) // (255 * 127)
 
 
 def quantize_dynamic(model: ir.Model, keep: Sequence[str] = ()) -> Outcome:
@@ -39,6 +41,12 @@ def quantize_dynamic(model: ir.Model, keep: Sequence[str] = ()) -> Outcome:
     quantized = model.clone()
     tie_tables(quantized)
     return _Dynamic(Rewrite(quantized, keep)).run()
+
+
+def _overflow(node: ir.Node) -> str:
+    """Return a reason if sums of uint8 · int8 products over the node's depth may not fit int32."""
+    depth = weight_of(node).rows().shape[1]
+    return f"sums of {depth} products may overflow int32" if depth > DEEPEST_SUM else ""
 
 
 class _Dynamic:
@@ -52,7 +60,7 @@ class _Dynamic:
     def run(self) -> Outcome:
         rewrite = self.rewrite
         products = [node for node in rewrite.graph if is_matrix_product(node)]
-        reasons = {node: obstacle(rewrite, node) for node in products}
+        reasons = {node: obstacle(rewrite, node) or _overflow(node) for node in products}
         chosen = [node for node in products if not reasons[node]]
         self._write_tables(chosen)
         for node in products:
@@ -105,9 +113,7 @@ class _Dynamic:
 
     def _weight(self, node: ir.Node) -> tuple[ir.Value, ir.Value]:
         """Return the node's weight as int8 `[K, N]` and its scales `[N]`; stored once per constant."""
-        matrix = constant_matrix(node)
-        if matrix is None:
-            raise ValueError(f"{node.name} has no constant matrix")
+        matrix = weight_of(node)
         key = (matrix.source, matrix.by_output)
         if key not in self.weights:
             integers, scales = quantize_per_channel(matrix.rows(), axis=0)

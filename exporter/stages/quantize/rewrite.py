@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from exporter.errors import InternalError
 from exporter.graph import constant_of, is_constant, is_float, matches
 from exporter.stages.quantize.outcome import Outcome
 
@@ -34,9 +35,7 @@ class Matrix:
 
     def rows(self) -> NDArray[np.float32]:
         """Return the matrix as `[N, K]`, one row per output channel."""
-        array = constant_of(self.source)
-        if array is None:  # unreachable: a Matrix is only made of constants
-            raise ValueError(f"{self.source.name} is not constant")
+        array = array_of(self.source)
         return array if self.by_output else array.T
 
 
@@ -120,6 +119,15 @@ class Rewrite:
         return unique
 
 
+def array_of(value: ir.Value | None) -> NDArray[Any]:
+    """Return the array of a value that was found to be constant. Raises `InternalError` if it is not."""
+    array = constant_of(value)
+    if array is None:
+        name = value.name if value is not None else "an absent input"
+        raise InternalError(f"{name} was taken for a constant", fix="report this model as a bug")
+    return array
+
+
 def is_matrix_product(node: ir.Node) -> bool:
     """Whether `node` is a MatMul or Gemm on floats (integer arithmetic of the model's own is not)."""
     if node.domain not in {"", "ai.onnx"} or node.op_type not in {"MatMul", "Gemm"}:
@@ -145,6 +153,14 @@ def constant_matrix(node: ir.Node) -> Matrix | None:
     if value.shape is None or len(value.shape) != 2:
         return None
     return Matrix(value, by_output)
+
+
+def weight_of(node: ir.Node) -> Matrix:
+    """Return the constant matrix of a node that `obstacle` let pass; `InternalError` if it has none."""
+    matrix = constant_matrix(node)
+    if matrix is None:
+        raise InternalError(f"{node.name} has no constant matrix", fix="report this model as a bug")
+    return matrix
 
 
 def obstacle(rewrite: Rewrite, node: ir.Node) -> str:
@@ -177,7 +193,7 @@ def left_operand(rewrite: Rewrite, node: ir.Node) -> ir.Value:
     """Return the activation of a MatMul or Gemm, transposed where transA asks for it."""
     data = node.inputs[0]
     if data is None:
-        raise ValueError(f"{node.name} has no first operand")
+        raise InternalError(f"{node.name} has no first operand", fix="report this model as a bug")
     if is_transposed(node):
         (data,) = rewrite.insert(node, "Transpose", [data], f"{node.name}/transA", perm=[1, 0])
     return data

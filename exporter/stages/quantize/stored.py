@@ -14,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporter.graph import constant_of, is_constant
-from exporter.stages.quantize.rewrite import CONVOLUTIONS, Rewrite
+from exporter.graph import is_constant
+from exporter.stages.quantize.rewrite import CONVOLUTIONS, KEPT, Rewrite, array_of
 from exporter.stages.quantize.weights import along_axis, quantize_per_channel
 
 SMALLEST_SAVING_BYTES = 1024
@@ -46,7 +46,7 @@ def store_convolutions(rewrite: Rewrite) -> dict[ir.Node, str]:
 def _obstacle(rewrite: Rewrite, node: ir.Node) -> str:
     weight = node.inputs[1]
     if rewrite.is_kept(node):
-        return "kept in float by the recipe"
+        return KEPT
     if weight is None or not is_constant(weight) or weight.is_graph_input() or weight.const_value is None:
         return "its weight is computed at run time"
     if weight.dtype != ir.DataType.FLOAT:
@@ -65,9 +65,7 @@ def _output_axis(node: ir.Node, weight: ir.Value) -> int:
 
 
 def _store(rewrite: Rewrite, node: ir.Node, weight: ir.Value, axis: int) -> ir.Value:
-    array = constant_of(weight)
-    if array is None:
-        raise ValueError(f"{weight.name} is not constant")
+    array = array_of(weight)
     integers, scales = quantize_per_channel(array, axis)
     name = weight.name or ""
     constant = rewrite.constant(f"{name}/int8", integers)

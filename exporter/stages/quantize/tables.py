@@ -13,9 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from exporter.graph import constant_of, consumers, is_constant, is_float
+from exporter.graph import consumers, is_constant, is_float
 from exporter.stages.quantize.outcome import Outcome
-from exporter.stages.quantize.rewrite import KEPT, Matrix, Rewrite, constant_matrix, is_matrix_product
+from exporter.stages.quantize.rewrite import (
+    KEPT,
+    Matrix,
+    Rewrite,
+    array_of,
+    constant_matrix,
+    is_matrix_product,
+)
 from exporter.stages.quantize.weights import quantize_per_channel
 
 SMALLEST_TABLE_ROWS = 65
@@ -66,21 +73,20 @@ def choose_tables(rewrite: Rewrite, served: Collection[ir.Node]) -> dict[ir.Valu
         reader = _float_reader(table, {*served, *nodes})
         if reader is None:
             chosen[table] = nodes
-        for node in nodes if reader is not None else ():
-            rewrite.leave(node, f"its table is read in float by {reader.name if reader is not None else ''}")
+            continue
+        for node in nodes:
+            rewrite.leave(node, f"its table is read in float by {reader.name}")
     return chosen
 
 
 def _lookup_obstacle(node: ir.Node) -> str:
-    table, indices = node.inputs[0], node.inputs[1]
+    table = node.inputs[0]
     if table is None or not is_constant(table) or table.is_graph_input():
         return "selects from an activation: nothing to quantise"
     if table.shape is None or len(table.shape) != 2 or node.attributes.get_int("axis", 0) not in {0, -2}:
         return "does not look up rows of a matrix"
     if table.dtype != ir.DataType.FLOAT:
         return f"its table is {str(table.dtype).lower()}, not float32"
-    if is_constant(indices):
-        return "selects constants: folded when loaded"
     rows = table.shape[0]
     if not isinstance(rows, int) or rows < SMALLEST_TABLE_ROWS:
         return f"its table has only {rows} rows"
@@ -123,16 +129,14 @@ def tie_tables(model: ir.Model) -> None:
             continue
         rows = matrix.rows()
         for table in tables:
-            array = constant_of(table)
-            if array is not None and array.shape == rows.shape and _equal(array, rows):
+            if _equal(array_of(table), rows):
                 _read_table(node, table)
                 break
-    rewrite = Rewrite(model, ())
-    rewrite.outcome()
 
 
 def _equal(first: np.ndarray, second: np.ndarray) -> bool:
-    return np.array_equal(first[:1], second[:1]) and np.array_equal(first, second)
+    # a first row that differs spares the comparison of the rest
+    return first.shape == second.shape and all(np.array_equal(first[p], second[p]) for p in (slice(1), ...))
 
 
 def _read_table(node: ir.Node, table: ir.Value) -> None:
@@ -150,9 +154,7 @@ def _read_table(node: ir.Node, table: ir.Value) -> None:
 
 def store_rows(rewrite: Rewrite, table: ir.Value, padded_width: int | None = None) -> StoredRows:
     """Store `table` as int8 with a scale per row; as uint8 padded to `padded_width` if that is given."""
-    array = constant_of(table)
-    if array is None:
-        raise ValueError(f"{table.name} is not constant")
+    array = array_of(table)
     integers, scales = quantize_per_channel(array, axis=0)
     stored = integers if padded_width is None else to_unsigned(integers, padded_width)
     return StoredRows(

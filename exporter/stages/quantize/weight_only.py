@@ -24,16 +24,16 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.errors import UsageError
-from exporter.graph import constant_of
 from exporter.stages.quantize.outcome import Outcome
 from exporter.stages.quantize.rewrite import (
     Matrix,
     Rewrite,
-    constant_matrix,
+    array_of,
     finish_product,
     is_matrix_product,
     left_operand,
     obstacle,
+    weight_of,
 )
 from exporter.stages.quantize.stored import store_convolutions
 from exporter.stages.quantize.tables import (
@@ -49,6 +49,7 @@ from exporter.stages.quantize.tables import (
 from exporter.stages.quantize.weights import quantize_blocks, quantize_per_channel
 
 MICROSOFT = "com.microsoft"
+FLOAT = int(ir.DataType.FLOAT)
 INT8_CONVOLUTION = "onnxruntime has no int4 convolution; stored as int8"
 _KERNEL_BLOCKS = (256, 128, 64, 32, 16)
 _TOLERATED_PADDING = 1.03
@@ -120,9 +121,7 @@ class _WeightOnly:
     # -- products --
 
     def _write_product(self, node: ir.Node) -> None:
-        matrix = constant_matrix(node)
-        if matrix is None:
-            raise ValueError(f"{node.name} has no constant matrix")
+        matrix = weight_of(node)
         columns, depth = matrix.rows().shape
         key = (matrix.source, matrix.by_output)
         if key not in self.packed:
@@ -156,20 +155,19 @@ class _WeightOnly:
         shape = self.rewrite.constant(f"{scale.name}/shape", np.asarray([rows, blocks], np.int64))
         return self.rewrite.insert(before, "Expand", [scale, shape], f"{scale.name}/blocks")[0]
 
-    def _blocks(self, before: ir.Node, name: str, rows: np.ndarray, block_size: int) -> _Packed:
+    def _blocks(
+        self, before: ir.Node, name: str, rows: np.ndarray, block_size: int, *, flat: bool = False
+    ) -> _Packed:
+        """Store `rows` `[N, K]` in blocks; `flat` leaves the bytes of a row in one axis."""
         blocks = quantize_blocks(rows, block_size, self.bits, symmetric=self.bits == 8)
-        exact = (blocks.scales.view(np.uint32) >> 16).astype(np.uint16)
-        stored = self.rewrite.constant(f"{name}/scale", exact, ir.DataType.BFLOAT16)
-        (scales,) = self.rewrite.insert(
-            before, "Cast", [stored], f"{name}/scale_float", to=int(ir.DataType.FLOAT)
-        )
-        zero_points = (
-            None
-            if blocks.zero_points is None
-            else self.rewrite.constant(f"{name}/zero_point", blocks.zero_points)
-        )
-        data = self.rewrite.constant(f"{name}/int{self.bits}", blocks.packed)
-        return _Packed(data, scales, zero_points, block_size)
+        halves = (blocks.scales.view(np.uint32) >> 16).astype(np.uint16)
+        stored = self.rewrite.constant(f"{name}/scale", halves, ir.DataType.BFLOAT16)
+        (scales,) = self.rewrite.insert(before, "Cast", [stored], f"{name}/scale_float", to=FLOAT)
+        zero_points = None
+        if blocks.zero_points is not None:
+            zero_points = self.rewrite.constant(f"{name}/zero_point", blocks.zero_points)
+        data = blocks.packed.reshape(len(rows), -1) if flat else blocks.packed
+        return _Packed(self.rewrite.constant(f"{name}/int{self.bits}", data), scales, zero_points, block_size)
 
     # -- tables --
 
@@ -177,7 +175,7 @@ class _WeightOnly:
         heads = tied_heads(table, chosen)
         first = next(node for node in self.rewrite.graph if node in heads or node in lookups)
         if self.block_size is not None:
-            self._write_block_table(table, lookups, first)
+            self._write_block_table(table, lookups, first, self.block_size, tied=bool(heads))
             return
         stored = self._tied_rows(table, first) if heads else store_rows(self.rewrite, table)
         for node in lookups:
@@ -185,7 +183,7 @@ class _WeightOnly:
 
     def _tied_rows(self, table: ir.Value, first: ir.Node) -> StoredRows:
         """Store the table with the zero point and the padding that its heads want, and hand it to them."""
-        rows, depth = _shape(table)
+        rows, depth = array_of(table).shape
         block = kernel_block(depth)
         blocks = -(-depth // block)
         stored = store_rows(self.rewrite, table, padded_width=blocks * block)
@@ -194,23 +192,25 @@ class _WeightOnly:
         self.packed[table, True] = _Packed(data, scales, None, block)
         return stored
 
-    def _write_block_table(self, table: ir.Value, lookups: list[ir.Node], first: ir.Node) -> None:
-        """Store the table in blocks, which a tied head reads too; GatherBlockQuantized wants flat rows."""
-        array = constant_of(table)
-        if array is None or self.block_size is None:
-            raise ValueError(f"{table.name} is not a table in blocks")
-        packed = self._blocks(first, table.name or "", array, self.block_size)
-        rows, width = _shape(table)
-        padded_width = -(-width // self.block_size) * self.block_size
-        flat = self._reshaped(first, packed.data, (rows, padded_width * self.bits // 8))
-        self.packed[table, True] = packed
+    def _write_block_table(
+        self, table: ir.Value, lookups: list[ir.Node], first: ir.Node, block_size: int, *, tied: bool
+    ) -> None:
+        """Store the table in blocks; GatherBlockQuantized reads flat rows, a tied head the same in blocks."""
+        array = array_of(table)
+        rows, width = array.shape
+        packed = self._blocks(first, table.name or "", array, block_size, flat=not tied)
+        padded_width = -(-width // block_size) * block_size
+        flat = packed.data
+        if tied:
+            flat = self._reshaped(first, packed.data, (rows, padded_width * self.bits // 8))
+            self.packed[table, True] = packed
         for node in lookups:
             inputs = [flat, node.inputs[1], packed.scales]
             if packed.zero_points is not None:
                 inputs.append(packed.zero_points)
             (value,) = self.rewrite.insert(
                 node, "GatherBlockQuantized", inputs, f"{node.name}/dequantized", domain=MICROSOFT,
-                bits=self.bits, block_size=self.block_size, gather_axis=0, quantize_axis=1,
+                bits=self.bits, block_size=block_size, gather_axis=0, quantize_axis=1,
             )  # fmt: skip
             if padded_width != width:
                 value = cut_columns(self.rewrite, node, value, width)
@@ -219,10 +219,3 @@ class _WeightOnly:
     def _reshaped(self, before: ir.Node, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
         target = self.rewrite.constant(f"{value.name}/shape", np.asarray(shape, np.int64))
         return self.rewrite.insert(before, "Reshape", [value, target], f"{value.name}/reshaped")[0]
-
-
-def _shape(table: ir.Value) -> tuple[int, int]:
-    if table.const_value is None:
-        raise ValueError(f"{table.name} is not constant")
-    rows, width = table.const_value.numpy().shape
-    return rows, width

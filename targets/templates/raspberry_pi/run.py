@@ -6,7 +6,7 @@
 
 Needs numpy and one of onnxruntime, ai-edge-litert or tflite-runtime; Pillow only for pictures.
 The answer goes to standard output (--json for programs), complaints to standard error in one line.
-Exit codes: 0 ok, 2 usage, 10 input, 12 no runtime or not supported, 14 out of tolerance.
+Exit codes: 0 ok, 2 usage, 10 input, 11 unsafe, 12 no runtime or not supported, 14 out of tolerance.
 """
 
 from __future__ import annotations
@@ -251,13 +251,32 @@ def read_tensor(path: Path) -> np.ndarray:
         ) from error
 
 
+def golden_tensor(relative: str) -> np.ndarray:
+    """Return one array that golden.json names; it must lie in the bundle's own golden/ folder."""
+    if Path(relative).is_absolute() or ".." in Path(relative).parts:
+        raise RunError(
+            "E-unsafe",
+            11,
+            f"golden/golden.json names {relative!r}, outside its folder",
+            "build the bundle again",
+        )
+    return read_tensor(BUNDLE / "golden" / relative)
+
+
 def replay(model: OnnxModel | LiteRtModel, entry: dict, golden: dict) -> dict:
     """Return the largest differences over all golden samples, and whether they are within tolerance."""
-    tolerance = golden.get("tolerance", {}).get(entry["file"], {})
+    tolerance = golden.get("tolerance", {}).get(entry["file"])
+    if not tolerance:
+        raise RunError(
+            "E-input",
+            10,
+            f"golden/golden.json has no tolerance for {entry['file']}",
+            "build the bundle again; without one every answer would pass",
+        )
     own = reference = 0.0
     compared_own = False
     for sample in golden["samples"]:
-        tensors = {name: read_tensor(BUNDLE / "golden" / file) for name, file in sample["inputs"].items()}
+        tensors = {name: golden_tensor(file) for name, file in sample["inputs"].items()}
         answers = infer(model, entry, tensors)
         recorded = sample.get("outputs", {}).get(entry["file"], {})
         compared_own = compared_own or bool(recorded)
@@ -278,7 +297,7 @@ def _largest_difference(answers: dict[str, np.ndarray], files: dict[str, str]) -
     for name, file in files.items():
         if name not in answers:
             raise RunError("E-input", 10, f"the model has no output {name}", "copy the whole bundle again")
-        expected, got = read_tensor(BUNDLE / "golden" / file), answers[name]
+        expected, got = golden_tensor(file), answers[name]
         if expected.shape != got.shape:
             return float("inf")
         difference = np.abs(got.astype(np.float64) - expected.astype(np.float64))
@@ -292,7 +311,7 @@ def _largest_difference(answers: dict[str, np.ndarray], files: dict[str, str]) -
 def measure(model: OnnxModel | LiteRtModel, entry: dict, golden: dict, runs: int, threads: int) -> dict:
     """Return p50 and p90 of single inferences on the first golden sample, in milliseconds."""
     sample = golden["samples"][0]
-    tensors = {name: read_tensor(BUNDLE / "golden" / file) for name, file in sample["inputs"].items()}
+    tensors = {name: golden_tensor(file) for name, file in sample["inputs"].items()}
     ordered = by_signature(model.signature()[0], [spec["name"] for spec in entry["inputs"]], tensors)
     for _ in range(WARM_UP_RUNS):
         model.run(ordered)
@@ -489,12 +508,12 @@ def as_text(report: dict) -> str:
             lines.append(f"{item['model']}: skipped, {item['skipped']}")
             continue
         parity, latency = item["parity"], item["latency"]
-        own = "not recorded" if parity["max_abs"] is None else f"{parity['max_abs']:.6g}"
+        own = "" if parity["max_abs"] is None else f"{parity['max_abs']:.6g} from the build, "
         verdict = "ok" if parity["passed"] else "OUT OF TOLERANCE"
         lines.append(f"{item['model']} in {item['runtime']}")
         lines.append(
             f"  parity   {verdict}: {parity['samples']} samples, largest difference "
-            f"{own} from the build, {parity['max_abs_reference']:.6g} from float"
+            f"{own}{parity['max_abs_reference']:.6g} from float"
         )
         lines.append(
             f"  latency  p50 {latency['p50_ms']:.3f} ms, p90 {latency['p90_ms']:.3f} ms "

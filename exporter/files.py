@@ -9,15 +9,17 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from exporter.errors import BusyError, EdgeError, InputError, ResourceError
 
@@ -25,6 +27,9 @@ _CHUNK_BYTES = 1 << 20
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 _STAGING_PREFIX = ".edge-staging-"
+_ASIDE_SUFFIX = "-old"
+_SCRATCH_LOCK = "lock"
+_ABANDONED_SECONDS = 600.0
 
 
 def digest(path: Path) -> str:
@@ -50,7 +55,7 @@ def sorted_files(folder: Path) -> list[Path]:
 
 def require_file(path: Path, *, what: str) -> Path:
     """Return `path` if it is a readable, non-empty regular file; `InputError` with near names otherwise."""
-    if not path.exists():
+    if not _exists(path):
         near = near_paths(path)
         fix = (
             f"did you mean {', '.join(near)}?"
@@ -68,11 +73,20 @@ def require_file(path: Path, *, what: str) -> Path:
     return path
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
+
+
 def near_paths(path: Path) -> list[str]:
     """Return up to three existing siblings whose names resemble `path`'s."""
     import difflib
 
-    if not path.parent.is_dir():
+    if not _exists(path.parent) or not path.parent.is_dir():
         return []
     names = sorted(sibling.name for sibling in path.parent.iterdir())
     return [str(path.parent / name) for name in difflib.get_close_matches(path.name, names, n=3)]
@@ -95,9 +109,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as canonical JSON (sorted keys, UTF-8, two spaces); refuses NaN and infinities."""
+    """Write `value` as `canonical_json`; `ValueError` for NaN and infinities."""
+    write_bytes(path, canonical_json(value))
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return `value` in the one spelling used here: sorted keys, two spaces, UTF-8; `ValueError` for NaN."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
+    return (text + "\n").encode()
 
 
 @contextlib.contextmanager
@@ -112,34 +131,100 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _disk_error(path: Path, error: OSError) -> EdgeError:
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+    existing = next(parent for parent in (named, *named.absolute().parents) if parent.exists())
     free_mb = shutil.disk_usage(existing).free / 1e6
     return ResourceError(
-        f"cannot write {path}: {error.strerror} ({free_mb:.0f} MB free on its disk)",
+        f"cannot write {named}: {error.strerror} ({free_mb:.1f} MB free on its disk)",
         fix="free some space or choose another folder with --out",
     )
 
 
 @contextlib.contextmanager
 def hold_lock(path: Path, *, what: str) -> Iterator[None]:
-    """Hold an exclusive lock on `path` while the block runs; `BusyError` names the holder otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as held:
-            stream.seek(0)
-            holder = stream.read().strip() or "another process"
-            raise BusyError(
-                f"{what} is being written by {holder}", fix="wait for it to end, or choose another --out"
-            ) from held
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()}\n")
-        stream.flush()
+    """Hold an exclusive lock on `path` while the block runs; `BusyError` names the holder otherwise.
+
+    The block may remove `path` before it ends.
+    """
+    with contextlib.ExitStack() as stack:
+        with disk_errors(path):
+            stream = stack.enter_context(_locked(path, what))
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()}\n")
+            stream.flush()
         try:
             yield
         finally:
             stream.truncate(0)
+
+
+def _locked(path: Path, what: str) -> TextIO:
+    """Return the open, locked file that `path` names; whoever held it before may have just removed it."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            stream = path.open("a+", encoding="utf-8")
+        except FileNotFoundError:  # the holder took the folder away with the lock, as a failed build does
+            continue
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as held:
+            with stream:
+                stream.seek(0)
+                holder = stream.read().strip() or "another process"
+            raise BusyError(
+                f"{what} is being written by {holder}", fix="wait for it to end, or choose another --out"
+            ) from held
+        if _is_named(stream, path):
+            return stream
+        stream.close()
+
+
+def _is_named(stream: TextIO, path: Path) -> bool:
+    """Whether `path` is still the file behind `stream`: a lock on a file without a name excludes nobody."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def scratch_folder(purpose: str) -> Iterator[Path]:
+    """Yield an empty folder in the system's temporary folder, and remove it when the block ends.
+
+    Folders of the same `purpose` that a killed process left behind are removed first: a live one is known by
+    the lock its process holds. Raises `ResourceError` when the disk is full.
+    """
+    prefix = f"edge-{purpose}-"
+    base = Path(tempfile.gettempdir())
+    for leftover in sorted(base.glob(f"{glob.escape(prefix)}*")):
+        if _is_abandoned(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
+    with disk_errors(base):
+        home = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
+    try:
+        with disk_errors(home), (home / "unlocked").open("w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # Named only once it is locked, so that nobody takes a folder in the making for an abandoned one.
+            (home / "unlocked").rename(home / _SCRATCH_LOCK)
+            folder = home / "scratch"
+            folder.mkdir()
+            yield folder
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _is_abandoned(home: Path) -> bool:
+    try:
+        with (home / _SCRATCH_LOCK).open("r+", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        with contextlib.suppress(OSError):
+            return time.time() - home.stat().st_mtime > _ABANDONED_SECONDS
+        return False
+    except OSError:  # held by a living process, or somebody else's folder
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -149,32 +234,47 @@ def appear_at_once(destination: Path) -> Iterator[Path]:
     An older `destination` is swapped out in one step where the system can do that, and removed. If the
     block fails, `destination` is untouched and the staging folder is removed. Folders left behind by a
     killed process are removed on the next entry. The caller must hold a lock on `destination`.
+    Raises `ResourceError` for a full or failing disk, in the block too.
     """
     parent = destination.parent
     with disk_errors(destination):
         parent.mkdir(parents=True, exist_ok=True)
-        prefix = f"{_STAGING_PREFIX}{destination.name}-"
-        for leftover in sorted(parent.glob(f"{prefix}*")):
-            shutil.rmtree(leftover)
+        # The @ keeps 1.0.0 from taking the staging folder of 1.0.0-rc.1 for its own: no SemVer holds one.
+        prefix = f"{_STAGING_PREFIX}{destination.name}@"
+        _clear_leftovers(destination, sorted(parent.glob(f"{glob.escape(prefix)}*")))
         staging = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     try:
-        staging.chmod(0o755)
-        yield staging
         with disk_errors(destination):
+            staging.chmod(0o755)
+            yield staging
             _sync_tree(staging)
             _swap_in(staging, destination)
+            _sync(parent)
     finally:
         if staging.exists():
             shutil.rmtree(staging)
 
 
+def _clear_leftovers(destination: Path, leftovers: Sequence[Path]) -> None:
+    """Remove what a killed process left; the older tree it had moved aside goes back to its place."""
+    for leftover in leftovers:
+        if leftover.name.endswith(_ASIDE_SUFFIX) and not destination.exists():
+            leftover.rename(destination)
+        else:
+            shutil.rmtree(leftover)
+
+
 def _sync_tree(folder: Path) -> None:
     for path in (*sorted_files(folder), *sorted(folder.rglob("*/")), folder):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _swap_in(staging: Path, destination: Path) -> None:
@@ -182,7 +282,7 @@ def _swap_in(staging: Path, destination: Path) -> None:
         staging.rename(destination)
     elif not _exchange(staging, destination):
         # No atomic exchange on this system: the gap is two renames long, and the old tree survives in it.
-        aside = staging.with_name(staging.name + "-old")
+        aside = staging.with_name(staging.name + _ASIDE_SUFFIX)
         destination.rename(aside)
         staging.rename(destination)
         shutil.rmtree(aside)

@@ -17,7 +17,6 @@ import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from exporter import errors
+from exporter.files import disk_errors, scratch_folder
 
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "std::bad_alloc", "bad allocation")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -55,15 +56,17 @@ def call_isolated(
     Raises the child's own `EdgeError`; `TimeLimitError` past `timeout_s`; `ResourceError` if the child ran
     out of memory; `InternalError` if it died by another signal or without an answer.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="edge-isolated-") as scratch:
-        request_path, result_path = Path(scratch, "request.json"), Path(scratch, "result.json")
+    with scratch_folder("isolated") as scratch:
+        request_path, result_path = scratch / "request.json", scratch / "result.json"
         request_path.write_text(json.dumps(request), encoding="utf-8")
         command = [sys.executable, "-m", "exporter.isolation", function, str(request_path), str(result_path)]
-        with log.open("ab") as sink:
+        with disk_errors(log):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            sink = log.open("ab")
+        with sink:
             child = subprocess.Popen(
-                command,
+                [*command, str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
@@ -99,7 +102,8 @@ def _search_path() -> str:
 
 def _end(child: subprocess.Popen[bytes]) -> None:
     """Kill what is left of the child's process group, so that nothing outlives the call."""
-    with contextlib.suppress(ProcessLookupError):
+    # macOS says "not permitted" of a group whose last member has ended.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
@@ -114,7 +118,8 @@ def _read_answer(path: Path) -> dict[str, Any] | None:
 
 def _died(status: int, stage: str, subject: str, log: Path) -> errors.EdgeError:
     if status < 0:
-        name = signal.Signals(-status).name
+        number = -status
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
         if name == "SIGKILL":
             return errors.ResourceError(
                 f"{stage} of {subject} was killed ({name}), most likely for lack of memory",
@@ -132,7 +137,7 @@ def _rebuild(error: dict[str, Any], stage: str, subject: str, log: Path) -> erro
     kind = getattr(errors, error["class"], None)
     if isinstance(kind, type) and issubclass(kind, errors.EdgeError):
         return kind(error["cause"], fix=error["fix"], details=error["details"])
-    if error["class"] == "MemoryError":
+    if error["class"] == "MemoryError" or any(sign in error["cause"] for sign in _OUT_OF_MEMORY):
         return errors.ResourceError(
             f"{stage} of {subject} ran out of memory", fix="free memory or take a smaller model"
         )
@@ -142,29 +147,40 @@ def _rebuild(error: dict[str, Any], stage: str, subject: str, log: Path) -> erro
     )
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     """Ask Linux to kill this process when its parent dies, however that happens."""
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before it could be watched
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _peak_rss_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    """Return the peak resident memory of this process or of its largest child, in MB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Linux carries ru_maxrss of the forking parent across exec; the high-water mark starts anew.
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        own = int(line.split()[1]) * 1024
+    return max(own, children) / 1e6
 
 
-def _child_main(function: str, request_path: str, result_path: str) -> int:
+def _child_main(function: str, request_path: str, result_path: str, parent: str) -> None:
     import traceback
 
-    _die_with_parent()
+    _die_with_parent(int(parent))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     module, _, name = function.partition(":")
     answer: dict[str, Any]
     try:
         request = json.loads(Path(request_path).read_text(encoding="utf-8"))
-        value = getattr(importlib.import_module(module), name)(request)
+        with disk_errors(Path(result_path)):
+            value = getattr(importlib.import_module(module), name)(request)
         answer = {"value": value, "peak_rss_mb": _peak_rss_mb()}
     except errors.EdgeError as error:
         answer = {"error": _plain_error(error, error.cause, error.fix, error.details)}
@@ -185,4 +201,4 @@ def _plain_error(error: BaseException, cause: str, fix: str, details: dict[str, 
 
 
 if __name__ == "__main__":
-    sys.exit(_child_main(*sys.argv[1:4]))
+    _child_main(*sys.argv[1:5])

@@ -1,27 +1,40 @@
-"""The manifest: a SHA-256 for every file of a bundle, written last and checked first."""
+"""The manifest: a SHA-256 for every file of a bundle and for itself, written last and checked first.
+
+Its own digest finds a damaged manifest, not a forged one: that takes a signature.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from exporter.errors import InputError, IntegrityError
-from exporter.files import digest, sorted_files, write_json
+from exporter.files import canonical_json, digest, sorted_files, write_json
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = 1
+_OWN_DIGEST = "manifest_sha256"
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write `folder/manifest.json`: `facts` (name, version, …) and every file's size and digest."""
+    """Write `folder/manifest.json`: `facts` (name, version, …), every file's size and digest, and its own.
+
+    Its own is the SHA-256 of the canonical JSON of everything else in it.
+    """
     files = {
         path.relative_to(folder).as_posix(): {"sha256": digest(path), "size": path.stat().st_size}
         for path in sorted_files(folder)
         if path != folder / MANIFEST_NAME
     }
-    write_json(folder / MANIFEST_NAME, {"format": MANIFEST_FORMAT, **facts, "files": files})
+    body = {"format": MANIFEST_FORMAT, **facts, "files": files}
+    write_json(folder / MANIFEST_NAME, {**body, _OWN_DIGEST: _digest_of(body)})
+
+
+def _digest_of(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(body)).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -33,16 +46,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             fix="name a folder that edge-export build wrote",
         )
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known = manifest["format"] == MANIFEST_FORMAT and isinstance(manifest["files"], dict)
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{path} is damaged", fix="build or pull the bundle again") from error
-    if not known:
+        content = path.read_bytes()
+        manifest: dict[str, Any] = json.loads(content.decode("utf-8"))
+        kind, recorded = manifest["format"], manifest[_OWN_DIGEST]
+        body = {key: value for key, value in manifest.items() if key != _OWN_DIGEST}
+        whole = recorded == _digest_of(body) and content == canonical_json(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(path) from error
+    if not whole:
+        raise _damaged(path)
+    if kind != MANIFEST_FORMAT:
         raise IntegrityError(
-            f"{path} has format {manifest['format']!r}; this tool reads {MANIFEST_FORMAT}",
-            fix="update edge-exporter",
+            f"{path} has format {kind!r}; this tool reads {MANIFEST_FORMAT}", fix="update edge-exporter"
         )
     return manifest
+
+
+def _damaged(path: Path) -> IntegrityError:
+    return IntegrityError(
+        f"{path} is damaged: it is not what was written", fix="build or pull the bundle again"
+    )
 
 
 def check_manifest(folder: Path) -> int:

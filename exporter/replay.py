@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from exporter.artifacts import ArtifactSpec, Format
 from exporter.errors import GateError, IntegrityError
+from exporter.files import scratch_folder
 from exporter.golden import read_array
 from exporter.manifest import check_manifest, read_manifest
 from exporter.metrics import compare_outputs
@@ -69,8 +69,8 @@ def _replay(bundle: Path, entry: Mapping[str, Any], golden: Mapping[str, Any]) -
     if spec.format is Format.MLPACKAGE:
         return {**verdict, "note": "hashed only: Core ML runs on Apple systems"}
     folder = bundle / "golden"
-    with tempfile.TemporaryDirectory(prefix="edge-replay-") as scratch:
-        inputs, outputs = Path(scratch, "in"), Path(scratch, "out")
+    with scratch_folder("replay") as scratch:
+        inputs, outputs = scratch / "in", scratch / "out"
         inputs.mkdir()
         for number, sample in enumerate(golden["samples"]):
             write_sample(inputs, number, _arrays(folder, sample["inputs"]))
@@ -79,7 +79,7 @@ def _replay(bundle: Path, entry: Mapping[str, Any], golden: Mapping[str, Any]) -
             spec.format,
             inputs,
             outputs,
-            log=Path(scratch, "log"),
+            log=scratch / "log",
             timed=False,
         )
         answers = list(read_samples(record.outputs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 from exporter.cli.console import Console, pass_console, speaking
 from exporter.cli.text import inert, typed_path
 from exporter.errors import UsageError
+from exporter.files import disk_errors
 
 if TYPE_CHECKING:
     from exporter.planning import Plan
@@ -100,12 +102,17 @@ def choose_targets(recipe: Recipe, names: Sequence[str]) -> dict[str, Target]:
 
 def _require_folder(out: Path) -> None:
     """Find out before the work, not after it, whether `out` can be written."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    with disk_errors(out):
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            raise UsageError(
+                f"--out {out} cannot be a folder: {error.strerror}", fix="name a folder that can be written"
+            ) from error
+    if not os.access(out, os.W_OK | os.X_OK):
         raise UsageError(
-            f"--out {out} cannot be a folder: {error.strerror}", fix="name a folder that can be written"
-        ) from error
+            f"--out {out} cannot be written", fix="change its permissions, or name another folder"
+        )
 
 
 def _run(console: Console, plan: Plan, request: BuildRequest) -> None:

@@ -89,4 +89,13 @@ def _feeds(path: Path, details: dict[str, dict[str, Any]]) -> dict[str, Array]:
                     fix="store one sample a file, in the shape that the .tflite is fixed to",
                 )
             feeds[name] = arrays[name].astype(detail["dtype"], copy=False)
+            _require_finite(feeds[name], name, path)
     return feeds
+
+
+def _require_finite(values: Array, name: str, path: Path) -> None:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        where = tuple(int(axis) for axis in np.argwhere(~np.isfinite(values))[0])
+        raise CalibrationError(
+            f"input {name!r} of sample {path.name} holds {values[where]} at {where}", fix="remove that sample"
+        )

@@ -26,7 +26,7 @@ class LitertModel:
 
     name = RUNTIME_NAME
 
-    RUNTIME_NAME = RUNTIME_NAME
+    name = RUNTIME_NAME
 
     def __init__(self, path: Path, *, threads: int = 1) -> None:
         """Load `path`; `InputError` if it is missing, truncated or not a `.tflite`, `UnsupportedError` for

@@ -23,7 +23,9 @@ class ConvNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.Hardswish())
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.Hardswish()
+        )
         self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32, bias=False)
         self.squeeze = nn.Conv2d(32, 32, 1)
         self.excite = nn.Conv2d(32, 32, 1, bias=False)
@@ -33,7 +35,9 @@ class ConvNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         features = self.stem(image)
         mixed = self.depthwise(features)
-        gate = functional.hardsigmoid(self.excite(functional.relu(self.squeeze(mixed.mean((2, 3), keepdim=True)))))
+        gate = functional.hardsigmoid(
+            self.excite(functional.relu(self.squeeze(mixed.mean((2, 3), keepdim=True))))
+        )
         merged = features + self.project(mixed * gate)
         return self.head(functional.relu(merged).mean((2, 3)))
 
@@ -143,14 +147,18 @@ def transformer_program(folder: Path) -> Program:
         TensorSpec("scores", "float32", ("batch", 8, 48)),
         TensorSpec("pooled", "float32", ("batch", 32)),
     )
-    return _export(Transformer(), folder, _tokens(48), (TensorSpec("tokens", "int64", ("batch", 8)),), outputs)
+    return _export(
+        Transformer(), folder, _tokens(48), (TensorSpec("tokens", "int64", ("batch", 8)),), outputs
+    )
 
 
 def masked_program(folder: Path) -> Program:
     """Export `MaskedMean`."""
     torch.manual_seed(4)
     output = TensorSpec("states", "float32", ("batch", 8, 16))
-    return _export(MaskedMean(), folder, _tokens(20), (TensorSpec("tokens", "int64", ("batch", 8)),), (output,))
+    return _export(
+        MaskedMean(), folder, _tokens(20), (TensorSpec("tokens", "int64", ("batch", 8)),), (output,)
+    )
 
 
 def _tokens(vocabulary: int) -> list[dict[str, Array]]:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 from quantize_graphs import executed, graph, node, run, serialized, sqnr_db, weights
 
 from exporter.stages.quantize.dynamic import STORED_ONLY, quantize_dynamic
@@ -290,3 +291,41 @@ def test_convolutions_are_stored_small_and_computed_in_float(tmp_path: Path) -> 
     assert sqnr_db(run(model, {"x": x}), run(outcome.model, {"x": x})) > 35
     before, after = executed(model, tmp_path), executed(outcome.model, tmp_path)
     assert before == after  # what restores the weights is folded when the file is loaded
+
+
+def test_a_kept_convolution_keeps_its_weights() -> None:
+    outcome = quantize_dynamic(convolutions(), ["a", "c/*"])
+    assert outcome.reasons["a/Conv"] == outcome.reasons["c/ConvTranspose"] == "kept in float by the recipe"
+    assert outcome.reasons["b/Conv"] == STORED_ONLY
+    names = outcome.model.graph.initializers
+    assert {"plain", "transposed"} <= set(names)
+    assert "depthwise" not in names
+
+
+def test_a_weight_that_a_branch_reads_too_survives() -> None:
+    """Operators inside If and Loop are not touched, and what they read from outside stays."""
+    branches = {
+        f"{kind}_branch": helper.make_graph(
+            [helper.make_node(op, ["w"], [kind], name=f"{kind}/{op}")],
+            kind,
+            [],
+            [helper.make_tensor_value_info(kind, TensorProto.FLOAT, (16, 16))],
+        )
+        for kind, op in (("then", "Neg"), ("else", "Abs"))
+    }
+    model = graph(
+        [
+            node("MatMul", ["x", "w"], "a"),
+            node("ReduceSum", ["a"], "total", keepdims=0),
+            node("Cast", ["total"], "flag", to=TensorProto.BOOL),
+            node("If", ["flag"], "chosen", **branches),
+            node("Add", ["a", "chosen"], "y"),
+        ],
+        {"x": (np.float32, (16, 16))},
+        ["y"],
+        {"w": weights((16, 16))},
+    )
+    outcome = quantize_dynamic(model)
+    assert outcome.quantized == {"a/MatMul"}
+    x = sample(16, 16)
+    assert sqnr_db(run(model, {"x": x}), run(outcome.model, {"x": x})) > 30

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from exporter.artifacts import TensorSpec
 from exporter.errors import InputError, IntegrityError
-from exporter.files import require_file, write_json
+from exporter.files import disk_errors, require_file, write_json
 
 GOLDEN_SAMPLES = 4
 _SMALLEST_TOLERANCE = 1e-4
@@ -81,7 +82,10 @@ def _save(folder: Path, number: int, stem: str, arrays: Mapping[str, np.ndarray]
     paths = {}
     for name, array in arrays.items():
         relative = f"{number}/{stem}.{name}.npy"
-        np.save(folder / relative, np.ascontiguousarray(array), allow_pickle=False)
+        content = io.BytesIO()  # numpy writing to a file hides the reason why a write failed
+        np.save(content, np.ascontiguousarray(array), allow_pickle=False)
+        with disk_errors(folder / relative):
+            (folder / relative).write_bytes(content.getbuffer())
         paths[name] = relative
     return paths
 
@@ -96,6 +100,6 @@ def read_array(folder: Path, relative: str) -> np.ndarray:
     require_file(path, what="golden vector")
     try:
         array: np.ndarray = np.load(path, allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError, OSError) as error:
         raise InputError(f"golden vector {path} is not a .npy array", fix="build the bundle again") from error
     return array

@@ -22,19 +22,23 @@ SQNR_CEILING_DB = 200.0
 def compare_outputs(reference: Sequence[Outputs], candidate: Sequence[Outputs]) -> Fidelity:
     """Return the fidelity of `candidate` against `reference`, pooled over samples and outputs.
 
-    SQNR is 10·log10(Σ r² / Σ (r − c)²), cosine is Σ r·c / (‖r‖·‖c‖), both over all float outputs
-    flattened; a candidate that is not finite where the reference is has SQNR −inf clipped to −200 dB.
-    Integer outputs (indices) take part through equality: an unequal element is an error of its difference.
+    SQNR is 10·log10(Σ r² / Σ (r − c)²), cosine is Σ r·c / (‖r‖·‖c‖), both over all outputs flattened, where
+    the reference is finite. Integer outputs (indices) take part like floats. The worst fidelity there is
+    (−200 dB) goes to a candidate that is not finite where the reference is, that has other shapes, and to a
+    reference without one finite element. Raises `CalibrationError` when there is no sample to compare.
     """
+    if not reference:
+        raise CalibrationError("there are 0 samples to compare on", fix="give at least one sample")
+    elements = compared = 0
     signal = noise = dot = norm = largest = 0.0
     agreements: list[bool] = []
     for want, have in zip(reference, candidate, strict=True):
         for name, wanted in want.items():
             r, c = wanted.astype(np.float64), have[name].astype(np.float64)
-            broken = ~np.isfinite(c) & np.isfinite(r)
-            if broken.any():
-                return Fidelity(-SQNR_CEILING_DB, 0.0, float(np.finfo(np.float32).max), None, len(reference))
+            if r.shape != c.shape or (~np.isfinite(c) & np.isfinite(r)).any():
+                return _worst(len(reference))
             usable = np.isfinite(r)
+            elements, compared = elements + r.size, compared + int(usable.sum())
             r, c = r[usable], c[usable]
             signal += float(np.sum(r * r))
             noise += float(np.sum((r - c) ** 2))
@@ -42,6 +46,8 @@ def compare_outputs(reference: Sequence[Outputs], candidate: Sequence[Outputs]) 
             norm += float(np.sum(c * c))
             largest = max(largest, float(np.max(np.abs(r - c), initial=0.0)))
         agreements.extend(_same_class(want, have))
+    if elements and not compared:
+        return _worst(len(reference))
     return Fidelity(
         sqnr_db=_decibels(signal, noise),
         cosine=dot / float(np.sqrt(signal * norm)) if signal * norm > 0 else float(noise == 0.0),
@@ -49,6 +55,10 @@ def compare_outputs(reference: Sequence[Outputs], candidate: Sequence[Outputs]) 
         agreement=float(np.mean(agreements)) if agreements else None,
         samples=len(reference),
     )
+
+
+def _worst(samples: int) -> Fidelity:
+    return Fidelity(-SQNR_CEILING_DB, 0.0, float(np.finfo(np.float32).max), None, samples)
 
 
 def _decibels(signal: float, noise: float) -> float:
@@ -70,12 +80,26 @@ def _same_class(want: Outputs, have: Outputs) -> list[bool]:
 def top1(outputs: Sequence[Outputs], labels: np.ndarray) -> float:
     """Return the share of samples whose arg-max of the first output is the label, 0..1.
 
-    `labels` is int [samples]; a `CalibrationError` names both counts when they differ.
+    `labels` is int [samples]; a `CalibrationError` names both counts when they differ, and what the labels or
+    the output are when those cannot be class numbers and scores.
     """
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise CalibrationError(
+            f"labels are {labels.dtype} of shape {list(labels.shape)}, top1 wants one class number per sample",
+            fix="store class numbers, not names, floats or one-hot rows, or use a metric of your own",
+        )
     if len(labels) != len(outputs):
         raise CalibrationError(
             f"{len(outputs)} evaluation samples but {len(labels)} labels", fix="give one label per sample"
         )
+    for output in outputs:
+        name, array = next(iter(output.items()))
+        if array.ndim == 0 or array.shape[-1] < 2:
+            raise CalibrationError(
+                f"output {name!r} has shape {list(array.shape)} and no axis of classes, which top1 needs",
+                fix='use a metric of your own: metric = "file.py:callable"',
+            )
     guesses = [int(np.ravel(next(iter(output.values())))[_last_row(output)].argmax()) for output in outputs]
     return float(np.mean(np.asarray(guesses) == np.asarray(labels)))
 

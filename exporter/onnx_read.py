@@ -8,17 +8,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
 
 from exporter.artifacts import TensorSpec
-from exporter.errors import GateError, InputError, UnsafeError, UnsupportedError
+from exporter.errors import InputError, UnsafeError, UnsupportedError
 from exporter.files import require_file
 from exporter.sniff import describe_content
+from exporter.weights import require_sane_weight
 
 OLDEST_OPSET, NEWEST_OPSET = 13, 23
+_FLOAT_TYPES = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
+_WEIGHTED_OPS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LSTM", "GRU", "RNN"}
+_DTYPES: dict[int, str] = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.INT64: "int64",
+    onnx.TensorProto.INT32: "int32",
+    onnx.TensorProto.INT8: "int8",
+    onnx.TensorProto.UINT8: "uint8",
+    onnx.TensorProto.BOOL: "bool",
+}
 _KNOWN_DOMAINS = {"", "ai.onnx", "com.microsoft"}
 _QUANTIZED_OPS = {
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger",
@@ -44,7 +55,7 @@ def read_onnx(path: Path, *, load_weights: bool = True) -> onnx.ModelProto:
     if not model.graph.node:
         raise InputError(f"{path} holds a graph without nodes", fix="export the model again")
     _check_operators(path, model)
-    for tensor in _tensors(model.graph):
+    for tensor in _tensors(model):
         if uses_external_data(tensor):
             _check_external(path, tensor)
             if load_weights:
@@ -63,7 +74,7 @@ def _check_operators(path: Path, model: onnx.ModelProto) -> None:
             fix="export it with opset_version=18, or convert it with onnx.version_converter",
         )
     defined = {(function.domain, function.name) for function in model.functions}
-    for node in model.graph.node:
+    for node in _nodes(model):
         if node.domain not in _KNOWN_DOMAINS and (node.domain, node.op_type) not in defined:
             raise UnsupportedError(
                 f"{path}: operator {node.domain}::{node.op_type} (node {node.name or '?'}) is custom, "
@@ -74,23 +85,57 @@ def _check_operators(path: Path, model: onnx.ModelProto) -> None:
 
 def quantized_operator(model: onnx.ModelProto) -> str | None:
     """Return the first operator that shows that the model is quantised already, or `None`."""
-    return next((node.op_type for node in model.graph.node if node.op_type in _QUANTIZED_OPS), None)
+    return next((node.op_type for node in _nodes(model) if node.op_type in _QUANTIZED_OPS), None)
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield `graph` and every graph inside its nodes (branches and loop bodies)."""
+    yield graph
     for node in graph.node:
         for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _graphs(inner)
+
+
+def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Yield every node of the model, in subgraphs and functions too."""
+    for graph in _graphs(model.graph):
+        yield from graph.node
+    for function in model.functions:
+        yield from function.node
+        for node in function.node:
+            for attribute in node.attribute:
+                for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                    for graph in _graphs(inner):
+                        yield from graph.node
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield every tensor that the model holds, wherever one can be kept."""
+    for graph in _graphs(model.graph):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for node in _nodes(model):
+        for attribute in node.attribute:
+            yield from attribute.tensors
             if attribute.HasField("t"):
                 yield attribute.t
-            if attribute.HasField("g"):
-                yield from _tensors(attribute.g)
-            for inner in attribute.graphs:
-                yield from _tensors(inner)
+            for sparse in (
+                *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
+                *attribute.sparse_tensors,
+            ):
+                yield from (sparse.values, sparse.indices)
 
 
 def _check_external(model_path: Path, tensor: onnx.TensorProto) -> None:
-    info = ExternalDataInfo(tensor)
+    try:
+        info = ExternalDataInfo(tensor)
+    except ValueError as error:
+        raise InputError(
+            f"{model_path}: tensor {tensor.name!r} does not say where its data lies: {error}",
+            fix="export or copy the model again",
+        ) from error
     where = f"{model_path}: tensor {tensor.name!r} keeps its data in {info.location!r}"
     location = Path(info.location)
     if location.is_absolute() or ".." in location.parts or "\\" in info.location or not info.location:
@@ -120,27 +165,22 @@ def _check_structure(path: Path, model: onnx.ModelProto) -> None:
     try:
         if model.ByteSize() < 2**31 - 1:
             onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, ValueError) as error:  # ValueError: a name that is not UTF-8
         raise InputError(
             f"{path} is not a valid ONNX model: {str(error).strip().splitlines()[0][:200]}",
             fix="export it again",
         ) from error
-    for tensor in model.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT and not uses_external_data(tensor):
-            array = onnx.numpy_helper.to_array(tensor)
-            bad = ~(np.abs(array) <= 1e15) & ~_is_mask_fill(array)
-            if bad.any():
-                index = [int(axis) for axis in np.argwhere(bad)[0]]
-                raise GateError(
-                    f"weight {tensor.name}{index} is {array[tuple(index)]}",
-                    fix="train or save the model again",
-                )
-
-
-def _is_mask_fill(array: np.ndarray) -> np.ndarray:
-    # Attention masks are filled with -inf or the lowest float on purpose; those are constants, not weights.
-    filled: np.ndarray = (array == -np.inf) | (array <= -1e30)
-    return filled
+    weights = {name for node in _nodes(model) if node.op_type in _WEIGHTED_OPS for name in node.input if name}
+    for tensor in _tensors(model):
+        if tensor.data_type in _FLOAT_TYPES and not uses_external_data(tensor):
+            try:
+                array = onnx.numpy_helper.to_array(tensor)
+            except (ValueError, TypeError) as error:
+                raise InputError(
+                    f"{path}: tensor {tensor.name!r} does not hold what its shape says: {error}",
+                    fix="export or copy the model again",
+                ) from error
+            require_sane_weight(tensor.name or "(a constant)", array, may_mask=tensor.name not in weights)
 
 
 def tensor_specs(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -154,12 +194,18 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     if not value.type.HasField("tensor_type"):
         raise UnsupportedError(f"{value.name} is not a tensor", fix="export the model with tensors as inputs")
     tensor = value.type.tensor_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    if tensor.elem_type not in _DTYPES:
+        kinds = {number: name for name, number in onnx.TensorProto.DataType.items()}
+        raise UnsupportedError(
+            f"{value.name} is a tensor of {kinds.get(tensor.elem_type, tensor.elem_type)}",
+            fix=f"export the model with {', '.join(sorted(_DTYPES.values()))}",
+        )
     axes: list[int | str] = []
     for position, axis in enumerate(tensor.shape.dim):
         named = axis.dim_param or f"{_identifier(value.name)}_axis{position}"
-        axes.append(axis.dim_value if axis.HasField("dim_value") else named)
-    return TensorSpec(value.name, dtype, tuple(axes))
+        # Some exporters write 0 or -1 for "any size".
+        axes.append(axis.dim_value if axis.HasField("dim_value") and axis.dim_value > 0 else named)
+    return TensorSpec(value.name, _DTYPES[tensor.elem_type], tuple(axes))
 
 
 def _identifier(name: str) -> str:

@@ -288,7 +288,7 @@ def _produce_all(
                 destination=destination,
                 workdir=workdir,
             )
-            with _naming(planned.spec):
+            with _naming(planned.spec), clock.progress.step(f"making {planned.spec}"):
                 made[planned.spec] = produce(request)
             advance(number)
     return made
@@ -335,12 +335,14 @@ def _validate_all(
         )
         advance(1)
         for number, (spec, artifact) in enumerate(artifacts.items(), start=2):
-            with _naming(spec):
+            with _naming(spec), clock.progress.step(f"validating {spec}"):
                 if spec.format is Format.MLPACKAGE and program is not None:
                     from exporter.formats.mlpackage import NOT_RUN, inspect_structure
 
                     evidence[spec] = structural_evidence(
-                        artifact, NOT_RUN, inspect_structure(artifact.path, program, log=workdir / f"{artifact.path.name}.log")
+                        artifact,
+                        NOT_RUN,
+                        inspect_structure(artifact.path, program, log=workdir / f"{artifact.path.name}.log"),
                     )
                 else:
                     evidence[spec] = validate(artifact, reference, workdir=workdir / "validation")
@@ -355,7 +357,11 @@ def _suspects(
     from exporter.stages.blame import worst_layers
 
     failed = first_failure(gates)
-    if failed is None or failed.artifact.format is not Format.ONNX or not failed.artifact.scheme.needs_calibration:
+    if (
+        failed is None
+        or failed.artifact.format is not Format.ONNX
+        or not failed.artifact.scheme.needs_calibration
+    ):
         return {}
     losses = worst_layers(onnx, artifacts[failed.artifact].path, data.samples)
     return {loss.layer: loss.lost_db for loss in losses}

@@ -17,10 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from exporter.artifacts import TensorSpec
 from exporter.errors import RecipeError
+from exporter.files import near_paths
 from exporter.schemes import KNOWN_SCHEMES
 
 NAME_RULE = r"[a-z0-9][a-z0-9._-]{0,99}"
-VERSION_RULE = r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?"
+_IDENTIFIERS = r"[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*"
+VERSION_RULE = rf"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)(-{_IDENTIFIERS})?(\+{_IDENTIFIERS})?"
+LARGEST_RECIPE_BYTES = 1 << 20
 RULES = ("minmax", "percentile", "mse", "entropy")
 
 Dtype = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
@@ -28,7 +31,7 @@ Axis = Annotated[int, Field(gt=0)] | Annotated[str, Field(pattern=r"^[A-Za-z_][A
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class InputTable(_Table):
@@ -141,7 +144,8 @@ class QuantizeTable(_Table):
 class GatesTable(_Table):
     """`[gates]`: floors that every artifact of a build must hold, or nothing is published.
 
-    `min_sqnr_db` in decibels, `min_agreement` 0..1, `max_size_mb` in 10^6 bytes. `min_sqnr_db` has a default because a broken artifact must not ship by omission.
+    `min_sqnr_db` in decibels, `min_agreement` 0..1, `max_size_mb` in 10^6 bytes. `min_sqnr_db` has a default
+    because a broken artifact must not ship by omission.
     """
 
     min_sqnr_db: float = 10.0
@@ -167,16 +171,11 @@ class Recipe(_Table):
 def read_recipe(path: Path) -> Recipe:
     """Return the recipe in `path`; `RecipeError` (exit 2) names the key, the value and the fix."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"cannot read the recipe {path}: {_why(error)}",
-            fix="name a TOML file; edge-export init writes one",
-        ) from error
-    try:
-        tables = tomllib.loads(text)
+        tables = tomllib.loads(_text_of(path))
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path} is not TOML: {error}", fix="correct that line") from error
+    except RecursionError as error:
+        raise RecipeError(f"{path} nests tables too deeply", fix="write plain tables") from error
     if "folder" in tables:
         raise RecipeError(f"{path}: folder: unknown key", fix="remove it; paths are relative to the recipe")
     try:
@@ -184,6 +183,26 @@ def read_recipe(path: Path) -> Recipe:
     except ValidationError as error:
         raise _first_problem(path, error) from error
     return recipe.model_copy(update={"folder": path.resolve().parent})
+
+
+def _text_of(path: Path) -> str:
+    """Return the text of a recipe, never reading a device, a pipe or a file too large to be one."""
+    fix = "name a TOML file; edge-export init writes one"
+    try:
+        if path.exists() and not path.is_file():
+            kind = "a folder" if path.is_dir() else "not a regular file"
+            raise RecipeError(f"the recipe {path} is {kind}", fix=fix)
+        with path.open("rb") as stream:
+            content = stream.read(LARGEST_RECIPE_BYTES + 1)
+        if len(content) > LARGEST_RECIPE_BYTES:
+            raise RecipeError(f"{path} is too large for a recipe ({path.stat().st_size} bytes)", fix=fix)
+        return content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        near = near_paths(path) if isinstance(error, FileNotFoundError) else []
+        raise RecipeError(
+            f"cannot read the recipe {path}: {_why(error)}",
+            fix=f"did you mean {', '.join(near)}?" if near else fix,
+        ) from error
 
 
 def _why(error: Exception) -> str:

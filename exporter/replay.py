@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from exporter.artifacts import ArtifactSpec, Format
-from exporter.errors import GateError, IntegrityError
+from exporter.errors import GateError, IntegrityError, UsageError
 from exporter.files import scratch_folder
 from exporter.golden import read_array
 from exporter.manifest import check_manifest, read_manifest
@@ -28,14 +29,11 @@ def replay_bundle(bundle: Path, *, progress: Progress) -> dict[str, Any]:
     manifest = read_manifest(bundle)
     with progress.step("hashing files"):
         hashed = check_manifest(bundle)
-    artifacts = manifest.get("artifacts")
-    if not isinstance(artifacts, list):
-        raise IntegrityError(f"{bundle}/manifest.json lists no artifacts", fix="name one target's folder")
-    golden = json.loads((bundle / "golden" / "golden.json").read_text(encoding="utf-8"))
+    entries, tolerances, samples = _read_golden(bundle, manifest)
     verdicts = []
-    with progress.step("replaying golden vectors", len(artifacts)) as advance:
-        for number, entry in enumerate(artifacts, start=1):
-            verdicts.append(_replay(bundle, entry, golden))
+    with progress.step("replaying golden vectors", len(entries)) as advance:
+        for number, entry in enumerate(entries, start=1):
+            verdicts.append(_replay(bundle, entry, samples, tolerances.get(entry.file)))
             advance(number)
     failed = [verdict for verdict in verdicts if verdict["passed"] is False]
     result = {
@@ -57,35 +55,80 @@ def replay_bundle(bundle: Path, *, progress: Progress) -> dict[str, Any]:
     return result
 
 
-def _replay(bundle: Path, entry: Mapping[str, Any], golden: Mapping[str, Any]) -> dict[str, Any]:
-    spec = ArtifactSpec.parse(entry["artifact"])
-    verdict = {
-        "file": entry["file"],
-        "artifact": entry["artifact"],
-        "runtime": None,
-        "passed": None,
-        "note": "",
-    }
-    if spec.format is Format.MLPACKAGE:
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One artifact as the manifest lists it."""
+
+    spec: ArtifactSpec
+    file: str
+
+
+def _read_golden(
+    bundle: Path, manifest: Mapping[str, Any]
+) -> tuple[list[_Entry], dict[str, float], list[Mapping[str, Any]]]:
+    """Return a bundle's artifacts, their tolerances by file, and its golden samples.
+
+    Digests only say that these documents are what was written: they may have been written by anybody.
+    """
+    if not isinstance(manifest.get("artifacts"), list):
+        raise IntegrityError(f"{bundle}/manifest.json lists no artifacts", fix="name one target's folder")
+    try:
+        golden = json.loads((bundle / "golden" / "golden.json").read_text(encoding="utf-8"))
+        entries = [
+            _Entry(ArtifactSpec.parse(entry["artifact"]), str(entry["file"]))
+            for entry in manifest["artifacts"]
+        ]
+        tolerances = {str(file): float(limits["max_abs"]) for file, limits in golden["tolerance"].items()}
+        samples: list[Mapping[str, Any]] = [
+            {"inputs": {**item["inputs"]}, "outputs": {**item["outputs"]}} for item in golden["samples"]
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError, OSError, UsageError) as error:
+        raise IntegrityError(
+            f"{bundle}: manifest.json and golden.json do not say what to replay ({type(error).__name__}: {error})",
+            fix="build the bundle again",
+        ) from error
+    for entry in entries:
+        if entry.file in {"", ".", ".."} or "/" in entry.file or "\\" in entry.file:
+            raise IntegrityError(
+                f"{bundle}/manifest.json names the artifact file {entry.file!r}, outside models/",
+                fix="build the bundle again",
+            )
+    return entries, tolerances, samples
+
+
+def _replay(
+    bundle: Path, entry: _Entry, samples: Sequence[Mapping[str, Any]], tolerance: float | None
+) -> dict[str, Any]:
+    verdict = {"file": entry.file, "artifact": str(entry.spec), "runtime": None, "passed": None, "note": ""}
+    if entry.spec.format is Format.MLPACKAGE:
         return {**verdict, "note": "hashed only: Core ML runs on Apple systems"}
     folder = bundle / "golden"
+    if tolerance is None or not samples or any(entry.file not in sample["outputs"] for sample in samples):
+        raise IntegrityError(
+            f"{folder}/golden.json has no recorded answers of {entry.file}", fix="build the bundle again"
+        )
+    recorded = [_arrays(folder, sample["outputs"][entry.file]) for sample in samples]
     with scratch_folder("replay") as scratch:
-        inputs, outputs = scratch / "in", scratch / "out"
+        inputs = scratch / "in"
         inputs.mkdir()
-        for number, sample in enumerate(golden["samples"]):
+        for number, sample in enumerate(samples):
             write_sample(inputs, number, _arrays(folder, sample["inputs"]))
         record = run_artifact(
-            bundle / "models" / entry["file"],
-            spec.format,
+            bundle / "models" / entry.file,
+            entry.spec.format,
             inputs,
-            outputs,
+            scratch / "out",
             log=scratch / "log",
             timed=False,
         )
         answers = list(read_samples(record.outputs))
-    recorded = [_arrays(folder, sample["outputs"][entry["file"]]) for sample in golden["samples"]]
+    if set(answers[0]) != set(recorded[0]):
+        raise IntegrityError(
+            f"{bundle}/models/{entry.file} answers {', '.join(answers[0])}, "
+            f"golden.json records {', '.join(recorded[0])}",
+            fix="build the bundle again",
+        )
     fidelity = compare_outputs(recorded, answers)
-    tolerance = float(golden["tolerance"][entry["file"]]["max_abs"])
     return {
         **verdict,
         "runtime": f"{record.runtime} {record.version}",

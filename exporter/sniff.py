@@ -36,7 +36,7 @@ def describe_content(path: Path) -> str:
             return name
     if _safetensors_length(head, path.stat().st_size) is not None:
         return "a safetensors file"
-    if head[:1] == b"\x08" and b"\x12" in head[:12]:
+    if head[:1] == b"\x08" and (b"\x12" in head[:12] or b"\x3a" in head[:4]):  # ir_version, producer or graph
         return "a protobuf message (ONNX)"
     if head and all(32 <= byte < 127 or byte in b"\r\n\t" for byte in head):
         return f"text beginning {head[:24].decode('ascii')!r}"

@@ -43,7 +43,9 @@ CELL_LIMIT_S = 1500
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="*", help="names as in zoo_models.py; all by default")
     parser.add_argument("--cells", nargs="*", default=CELLS, help="artifact spellings; all by default")
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "zoo")
@@ -86,7 +88,11 @@ def names(_: dict[str, Any]) -> dict[str, Any]:
 def prepare_apart(name: str, work: Path) -> dict[str, Any]:
     """Export `name` and compute its reference answers in a child, so that torch's memory goes with it."""
     result = call_isolated(
-        "zoo:prepare", {"name": name, "work": str(work)}, stage="exporting", subject=name, log=work / "prepare.log"
+        "zoo:prepare",
+        {"name": name, "work": str(work)},
+        stage="exporting",
+        subject=name,
+        log=work / "prepare.log",
     )
     return {**result.value, "seconds": result.seconds, "peak_rss_mb": result.peak_rss_mb}
 
@@ -136,8 +142,12 @@ def fill(name: str, cell: str, work: Path, source: dict[str, Any]) -> dict[str, 
     request = {"name": name, "cell": cell, "work": str(work), "source": source}
     log = work / "cells" / f"{cell.replace(':', '-')}.log"
     try:
-        made = call_isolated("zoo:make", request, stage="making", subject=cell, log=log, timeout_s=CELL_LIMIT_S)
-        judged = call_isolated("zoo:judge", {**request, "made": made.value}, stage="judging", subject=cell, log=log)
+        made = call_isolated(
+            "zoo:make", request, stage="making", subject=cell, log=log, timeout_s=CELL_LIMIT_S
+        )
+        judged = call_isolated(
+            "zoo:judge", {**request, "made": made.value}, stage="judging", subject=cell, log=log
+        )
     except EdgeError as error:
         return {"refused": error.cause, "code": error.code}
     finally:
@@ -212,7 +222,13 @@ def judge(request: dict[str, Any]) -> dict[str, Any]:
     wanted, answered = list(read_samples(reference)), list(read_samples(work / "answers"))
     shutil.rmtree(work / "answers")
     named = [
-        dict(zip(want, (value.reshape(want[key].shape) for key, value in zip(want, have.values(), strict=True)), strict=True))
+        dict(
+            zip(
+                want,
+                (value.reshape(want[key].shape) for key, value in zip(want, have.values(), strict=True)),
+                strict=True,
+            )
+        )
         for want, have in zip(wanted, answered, strict=True)
     ]
     fidelity, latency = compare_outputs(wanted, named), latency_of(record)
@@ -227,7 +243,9 @@ def judge(request: dict[str, Any]) -> dict[str, Any]:
 def one_line(outcome: dict[str, Any]) -> str:
     if "refused" in outcome:
         return f"refused ({outcome['code']}): {outcome['refused'][:120]}"
-    fidelity = f"{outcome['sqnr_db']:6.1f} dB" if "sqnr_db" in outcome else f"{outcome['weight_sqnr_db']:5.1f} dBw"
+    fidelity = (
+        f"{outcome['sqnr_db']:6.1f} dB" if "sqnr_db" in outcome else f"{outcome['weight_sqnr_db']:5.1f} dBw"
+    )
     return (
         f"{outcome['size_bytes'] / 1e6:7.1f} MB  {100 * outcome['mac_share']:4.0f} % MACs  {fidelity}  "
         f"{outcome['seconds']:6.1f} s  {outcome['peak_rss_mb']:7.0f} MB peak"
@@ -258,7 +276,13 @@ def _model_table(name: str, results: dict[str, Any]) -> list[str]:
         f"{source['float_bytes'] / 1e6:.1f} MB, {source['parity_db']:.0f} dB against torch; export and calibration "
         f"{source['seconds']:.0f} s, {source['peak_rss_mb']:.0f} MB peak"
     )
-    lines = [f"## {name}", "", head, "", "| artifact | MB | × smaller | MACs quantised | fidelity | speed | seconds | peak MB |"]
+    lines = [
+        f"## {name}",
+        "",
+        head,
+        "",
+        "| artifact | MB | × smaller | MACs quantised | fidelity | speed | seconds | peak MB |",
+    ]
     lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
     for cell in CELLS:
         outcome = results.get(f"{name} {cell}")
@@ -268,7 +292,9 @@ def _model_table(name: str, results: dict[str, Any]) -> list[str]:
             reason = " ".join(outcome["refused"].split())[:200].replace("|", "\\|")
             lines.append(f"| `{cell}` | refused: {reason} | | | | | | |")
             continue
-        fidelity = f"{outcome['sqnr_db']:.1f} dB" if "sqnr_db" in outcome else f"{outcome['weight_sqnr_db']:.1f} dBw"
+        fidelity = (
+            f"{outcome['sqnr_db']:.1f} dB" if "sqnr_db" in outcome else f"{outcome['weight_sqnr_db']:.1f} dBw"
+        )
         fidelity = "exact" if fidelity.startswith("200.0") else fidelity
         speed = f"{outcome['float_p50_ms'] / outcome['p50_ms']:.2f}×" if outcome.get("p50_ms") else "–"
         share = f"{100 * outcome['mac_share']:.0f} %" if outcome["quantized"] else "–"

@@ -28,7 +28,7 @@ from exporter.formats.mlpackage_graph import (
     read_spec,
 )
 from exporter.formats.mlpackage_program import Provenance, fold_constants, load_program, provenance
-from exporter.formats.tflite_float import check_weights, specs_from_json
+from exporter.formats.program import check_weights, specs_from_json
 from exporter.schemes import Method, Scheme
 
 _NAMESPACE = uuid.UUID("7d0b0c5e-7f2f-5c55-9a3a-0d3b8b8e9f10")
@@ -71,8 +71,8 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
 def _scratch() -> Iterator[None]:
     """Send coremltools' temporary packages to a folder that is removed: the child skips its exit handlers."""
     previous = tempfile.tempdir
-    with tempfile.TemporaryDirectory(prefix="edge-coreml-") as folder:
-        tempfile.tempdir = folder
+    with files.scratch_folder("coreml") as folder:
+        tempfile.tempdir = str(folder)
         try:
             yield
         finally:

@@ -11,13 +11,16 @@ from typing import Any
 from exporter import files
 from exporter.artifacts import to_plain
 from exporter.errors import UnsupportedError
+from exporter.formats.program import specs_from_json
 from exporter.formats.tflite_calibrate import observe, ranges
 from exporter.formats.tflite_coverage import coverage
-from exporter.formats.tflite_float import float_model, specs_from_json
+from exporter.formats.tflite_float import float_model
 from exporter.formats.tflite_graph import NUMPY_DTYPES, TYPE_NAMES, read_model, shape_of
 from exporter.formats.tflite_policy import Decision, Treatment, decide, is_kept
-from exporter.formats.tflite_quantize import activations, quantize
-from exporter.schemes import Method, Scheme
+from exporter.formats.tflite_quantize import activations, needs_current_runtime, quantize
+from exporter.schemes import Scheme
+
+_CURRENT_RUNTIME = "needs a current LiteRT: tflite-runtime 2.14 and other older runtimes refuse to load it"
 
 
 def convert(request: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +49,10 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
         "inputs": _specs(finished, "inputs"),
         "outputs": _specs(finished, "outputs"),
         "layers": to_plain(covered.layers),
-        "notes": _notes(scheme, decisions, keep, made.path.stat().st_size, len(content)),
+        "notes": [
+            *_notes(scheme, decisions, keep, made.path.stat().st_size, len(content)),
+            *([_CURRENT_RUNTIME] if needs_current_runtime(finished) else []),
+        ],
     }
 
 
@@ -84,9 +90,6 @@ def _notes(
             f"{scheme} takes {size} bytes, float32 {float_bytes}: the scales and conversions of so small a model "
             "outweigh what its weights save"
         )
-    treatments = [(decision.operator.kind, decision.treatment) for decision in decisions]
-    if scheme.method is Method.DYNAMIC and ("FULLY_CONNECTED", Treatment.DYNAMIC8) in treatments:
-        notes.append("needs LiteRT (TensorFlow Lite 2.17 or newer); older runtimes refuse to load it")
     if scheme.weight_bits == 4:
         notes += _four_bit_notes(decisions)
     return notes
@@ -98,8 +101,7 @@ def _four_bit_notes(decisions: tuple[Decision, ...]) -> list[str]:
     notes = []
     if four:
         notes.append(
-            f"{len(four)} operators have int4 weights; LiteRT quantises their activations at run time, "
-            "and older runtimes than LiteRT refuse to load the file"
+            f"{len(four)} operators have int4 weights, and LiteRT quantises their activations at run time"
         )
     if eight:
         notes.append(

@@ -12,14 +12,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 from exporter import files
 from exporter.artifacts import TensorSpec
-from exporter.errors import GateError, InputError, UnsupportedError
+from exporter.errors import InputError, UnsupportedError
+from exporter.formats.program import check_weights
 from exporter.formats.tflite_graph import canonical_bytes, name_tensors, read_model, set_signature
 
 _UNFLATTEN_ERRORS = (RuntimeError, ValueError, AssertionError, KeyError, AttributeError, NotImplementedError)
@@ -90,19 +90,6 @@ def _convert(program: Path, inputs: Sequence[TensorSpec], outputs: Sequence[Tens
     return canonical_bytes(model)
 
 
-def check_weights(exported: torch.export.ExportedProgram, program: Path) -> None:
-    """Raise `GateError` naming the first parameter or buffer that holds a NaN or an infinity."""
-    for name, tensor in sorted({**exported.state_dict, **exported.constants}.items()):
-        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
-            bad = ~torch.isfinite(tensor)
-            if bad.any():
-                index = tuple(torch.nonzero(bad)[0].tolist())
-                raise GateError(
-                    f"weight {name} of {program.name} is {tensor[index].item()} at {index}",
-                    fix="train or export the model again: a non-finite weight makes every output meaningless",
-                )
-
-
 class NamedModel(torch.nn.Module):
     """The model behind keyword inputs and a dict of outputs, from which the converter takes its signature."""
 
@@ -151,8 +138,3 @@ def _input_tree(
             fix="export the program from the same module that the specs describe",
         )
     return tree
-
-
-def specs_from_json(plain: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-    """Return tensor specs of fixed shape from their JSON form."""
-    return tuple(TensorSpec(item["name"], item["dtype"], tuple(item["shape"])) for item in plain)

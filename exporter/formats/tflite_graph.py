@@ -160,7 +160,7 @@ def name_tensors(model: Any) -> None:
         ]
         borrowed = [path for i in constants for path in _module_paths(_text(graph.tensors[i].name))]
         for index in (int(output) for output in operator.outputs if output not in named):
-            paths = _module_paths(_text(graph.tensors[index].name)) or tuple(dict.fromkeys(borrowed))
+            paths = _owners(_module_paths(_text(graph.tensors[index].name)), tuple(dict.fromkeys(borrowed)))
             _rename(graph.tensors[index], "/".join(filter(None, ("+".join(paths), kind))), taken)
             named.add(index)
         owner = _text(graph.tensors[operator.outputs[0]].name) if len(operator.outputs) else kind
@@ -168,6 +168,16 @@ def name_tensors(model: Any) -> None:
             if index in constants and index not in named:
                 _rename(graph.tensors[index], f"{owner}:{_role(kind.upper(), position)}", taken)
                 named.add(index)
+
+
+def _owners(of_result: tuple[str, ...], of_constants: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the module paths that a result and its constants share, those of either where they share none.
+
+    The converter merges equal steps of sibling layers, and the result then carries the siblings' paths too.
+    """
+    shared = tuple(path for path in of_result if path in of_constants)
+    paths = shared or of_result or of_constants
+    return tuple(path for path in paths if not any(other.startswith(f"{path}.") for other in paths))
 
 
 def _role(kind: str, position: int) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer import qtyping, quantizer
 
 from calibration.ranges import Range
@@ -19,6 +18,7 @@ from exporter.errors import GateError
 from exporter.formats.tflite_graph import (
     canonical_bytes,
     is_constant,
+    operator_kind,
     operators,
     read_model,
     tensor_name,
@@ -33,10 +33,10 @@ _GRANULARITIES = {
     64: qtyping.QuantGranularity.BLOCKWISE_64,
     128: qtyping.QuantGranularity.BLOCKWISE_128,
 }
-# The versions that introduced per-channel weights with run-time ranges, blocks of int4, and int4 filters. Files
-# with lower numbers load in tflite-runtime 2.14, which then computes garbage or crashes; with these it refuses.
-_FULLY_CONNECTED_PER_CHANNEL_HYBRID = 12
-_FULLY_CONNECTED_BLOCKWISE = 14
+# Weights with many scales beside float activations. tflite-runtime 2.14 loads such files under the versions that
+# ai-edge-quantizer leaves, reads one scale (or crashes on blocks), and computes garbage: under these it refuses.
+_PER_CHANNEL_VERSIONS = {"FULLY_CONNECTED": 12, "EMBEDDING_LOOKUP": 4}
+_BLOCKWISE_VERSIONS = {"FULLY_CONNECTED": 14, "EMBEDDING_LOOKUP": 5}
 
 
 def quantize(model: Path, decisions: Sequence[Decision], ranges: Mapping[str, Range]) -> bytes:
@@ -109,17 +109,25 @@ def _configure(worker: quantizer.Quantizer, decision: Decision) -> None:
             )
 
 
-def _raise_versions(model: Any, decisions: Sequence[Decision]) -> None:
-    blockwise = any(decision.block_size for decision in decisions)
-    hybrid = any(
-        operator.kind == "FULLY_CONNECTED"
-        and tensor_type(model, operator.inputs[0]) == "FLOAT32"
-        and tensor_type(model, operator.inputs[1]) in {"INT8", "INT4"}
-        for operator in operators(model)
+def needs_current_runtime(model: Any) -> bool:
+    """Whether runtimes of TensorFlow Lite 2.14 and before refuse the file, as `quantize` makes them."""
+    return any(
+        code.version >= _PER_CHANNEL_VERSIONS.get(operator_kind(model, operator), code.version + 1)
+        for operator in model.subgraphs[0].operators
+        for code in (model.operatorCodes[operator.opcodeIndex],)
     )
-    if not hybrid:
-        return
-    needed = _FULLY_CONNECTED_BLOCKWISE if blockwise else _FULLY_CONNECTED_PER_CHANNEL_HYBRID
-    for code in model.operatorCodes:
-        if max(code.builtinCode, code.deprecatedBuiltinCode) == schema.BuiltinOperator.FULLY_CONNECTED:
-            code.version = max(code.version, needed)
+
+
+def _raise_versions(model: Any, decisions: Sequence[Decision]) -> None:
+    blocks = {decision.operator.name for decision in decisions if decision.block_size}
+    graph = model.subgraphs[0]
+    for operator in operators(model):
+        versions = _BLOCKWISE_VERSIONS if operator.name in blocks else _PER_CHANNEL_VERSIONS
+        is_hybrid = (
+            operator.kind in versions
+            and tensor_type(model, operator.outputs[0]) == "FLOAT32"
+            and tensor_type(model, operator.inputs[1]) in {"INT8", "INT4"}
+        )
+        if is_hybrid:
+            code = model.operatorCodes[graph.operators[operator.index].opcodeIndex]
+            code.version = max(code.version, versions[operator.kind])

@@ -26,8 +26,6 @@ class LitertModel:
 
     name = RUNTIME_NAME
 
-    name = RUNTIME_NAME
-
     def __init__(self, path: Path, *, threads: int = 1) -> None:
         """Load `path`; `InputError` if it is missing, truncated or not a `.tflite`, `UnsupportedError` for
         an operator this LiteRT does not know.

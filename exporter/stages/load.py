@@ -7,12 +7,17 @@ that run code while they are read come only with `trust_code`, which planning ha
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import importlib.util
+import operator
 import os
+import re
 import signal
 import sys
 import threading
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -23,7 +28,6 @@ import numpy as np
 from exporter.artifacts import TensorSpec
 from exporter.errors import (
     EdgeError,
-    GateError,
     InputError,
     RecipeError,
     TimeLimitError,
@@ -34,12 +38,14 @@ from exporter.files import require_file
 from exporter.planning import Origin, Plan
 from exporter.sniff import describe_content, safetensors_shortfall
 from exporter.source import SourceModel
+from exporter.weights import require_sane_weight
 
 if TYPE_CHECKING:
     import torch
 
-LARGEST_SANE_WEIGHT = 1e15
-"""A weight beyond this cannot come from training; int8 and float16 would both lose everything beside it."""
+_USER_MODULE = "_edge_user_"
+_PICKLE_PROTOCOLS = {b"\x02", b"\x03", b"\x04", b"\x05"}
+_ALARM_AGAIN_SECONDS = 1.0
 
 
 def load(plan: Plan, *, log: Path) -> SourceModel:
@@ -57,8 +63,9 @@ def load(plan: Plan, *, log: Path) -> SourceModel:
         if model.weights is not None:
             _load_weights(module, plan.recipe.resolve(model.weights))
     else:
-        module = _load_trusted(plan.recipe.resolve(model.path or Path()), plan.origin)
-    _require_sane_weights((name, tensor.numpy()) for name, tensor in _float_tensors(module))
+        with _quiet(log), _importable(plan.recipe.folder):
+            module = _load_trusted(plan.recipe.resolve(model.path or Path()), plan.origin)
+    _require_sane_weights(module)
     module = module.eval() if plan.origin is not Origin.EXPORTED_PROGRAM else module
     inputs = tuple(table.spec() for table in model.inputs)
     return _with_example(model.name, module, None, inputs, model.outputs, model.axis_sizes(inputs))
@@ -91,19 +98,35 @@ def import_user_code(reference: str, folder: Path) -> tuple[ModuleType, str]:
     """Return the module and attribute that `file.py:name` or `package.module:name` refers to.
 
     A file is imported under a private name, so that a user's `targets.py` never meets ours.
+    Raises `InputError` (10) for code that is not there or fails while it is imported, naming its line.
     """
     where, _, attribute = reference.partition(":")
-    if not where.endswith(".py"):
-        return importlib.import_module(where), attribute
-    path = folder / where
-    name = f"_edge_user_{path.stem}_{abs(hash(path))}"
+    try:
+        module = _import_file(folder / where) if where.endswith(".py") else importlib.import_module(where)
+    except (EdgeError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            f"{where} fails while it is imported: {_said(error)}{_user_line(error)}",
+            fix=f"make python -c 'import …' of {where} work first",
+        ) from error
+    return module, attribute
+
+
+def _import_file(path: Path) -> ModuleType:
+    require_file(path, what="the Python file")
+    name = f"{_USER_MODULE}{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     specification = importlib.util.spec_from_file_location(name, path)
     if specification is None or specification.loader is None:
-        raise InputError(f"{path} is not a Python file", fix="name a .py file in model.factory")
+        raise InputError(f"{path} is not a Python file", fix="name a .py file")
     module = importlib.util.module_from_spec(specification)
     sys.modules[name] = module
-    specification.loader.exec_module(module)
-    return module, attribute
+    try:
+        specification.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def _call_factory(reference: str, folder: Path, timeout_s: float, log: Path) -> torch.nn.Module:
@@ -112,13 +135,13 @@ def _call_factory(reference: str, folder: Path, timeout_s: float, log: Path) -> 
     try:
         with _quiet(log), _time_limit(timeout_s, f"factory {reference}"), _importable(folder):
             module, attribute = import_user_code(reference, folder)
-            factory = getattr(module, attribute, None)
+            factory = _attribute_of(module, attribute)
             built = factory() if callable(factory) else None
-    except EdgeError:
+    except (EdgeError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
         raise InputError(
-            f"factory {reference} failed: {type(error).__name__}: {_first_line(error)}{_user_line(error)}",
+            f"factory {reference} failed: {_said(error)}{_user_line(error)}",
             fix=f"make it return the module when called without arguments; its output is in {log}",
         ) from error
     if not callable(factory):
@@ -136,8 +159,19 @@ def _call_factory(reference: str, folder: Path, timeout_s: float, log: Path) -> 
     return built
 
 
+def _attribute_of(module: ModuleType, dotted: str) -> object:
+    try:
+        return operator.attrgetter(dotted)(module)
+    except AttributeError:
+        return None
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or ["(no message)"])[0][:300]
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _user_line(error: BaseException) -> str:
@@ -146,7 +180,7 @@ def _user_line(error: BaseException) -> str:
     traceback = error.__traceback__
     while traceback is not None:
         frame = traceback.tb_frame
-        if str(frame.f_globals.get("__name__", "")).startswith("_edge_user_"):
+        if str(frame.f_globals.get("__name__", "")).startswith(_USER_MODULE):
             place = f" ({Path(frame.f_code.co_filename).name} line {traceback.tb_lineno})"
         traceback = traceback.tb_next
     return place
@@ -185,24 +219,33 @@ def _quiet(log: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _time_limit(seconds: float, what: str) -> Iterator[None]:
-    """Interrupt Python code after `seconds`; outside the main thread there is no alarm, and no limit."""
+    """Interrupt Python code after `seconds`; outside the main thread there is no alarm, and no limit.
+
+    The alarm rings again every second, for code that catches whatever it is interrupted with.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def on_alarm(_number: int, _frame: FrameType | None) -> None:
-        raise TimeLimitError(
-            f"{what} did not return within {seconds:.0f} s",
-            fix="look for a loop or a download in it, or raise model.load_timeout_s in the recipe",
-        )
+        raise _TimeIsUp
 
     before = signal.signal(signal.SIGALRM, on_alarm)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, _ALARM_AGAIN_SECONDS)
     try:
         yield
+    except _TimeIsUp:
+        raise TimeLimitError(
+            f"{what} did not return within {seconds:g} s",
+            fix="look for a loop or a download in it, or raise model.load_timeout_s in the recipe",
+        ) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+class _TimeIsUp(BaseException):
+    """Not an `Exception`, so that `except Exception` in a user's loop does not swallow it."""
 
 
 # --- weights ---------------------------------------------------------------------------------------------
@@ -252,17 +295,29 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _read_torch_state(path: Path) -> dict[str, torch.Tensor]:
     import pickle
-    import zipfile
 
     import torch
 
-    if not zipfile.is_zipfile(path) and path.read_bytes()[:1] != b"\x80":
+    if _is_torchscript(path):
+        raise UnsafeError(
+            f"{path} is a TorchScript archive, which holds code, not only weights",
+            fix="save only model.state_dict(), best with safetensors",
+        )
+    with path.open("rb") as stream:
+        head = stream.read(2)
+    if not zipfile.is_zipfile(path) and not (head[:1] == b"\x80" and head[1:] in _PICKLE_PROTOCOLS):
         truncated = describe_content(path).startswith("a zip")
         problem = "is a truncated zip archive" if truncated else f"looks like {describe_content(path)}"
         raise InputError(f"{path} {problem}", fix="save it with torch.save(model.state_dict(), …) again")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if _is_gibberish(error):
+            raise InputError(
+                f"{path} is damaged: its pickle makes no sense", fix="save or copy it again"
+            ) from error
         raise UnsafeError(
             f"{path} holds more than weights, and reading it would run code ({_blocked_global(error)})",
             fix="save only model.state_dict(), best with safetensors",
@@ -273,12 +328,26 @@ def _read_torch_state(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     if isinstance(state, Mapping) and set(state) >= {"state_dict"}:
         state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, Mapping):
         raise InputError(
             f"{path} holds {type(state).__name__}, not a state dict of tensors",
             fix="save it with torch.save(model.state_dict(), …)",
         )
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise InputError(
+                f"{path} holds {type(value).__name__} under {key!r}, not a state dict of tensors",
+                fix="save it with torch.save(model.state_dict(), …)",
+            )
     return dict(state)
+
+
+def _is_gibberish(error: Exception) -> bool:
+    """Whether torch stopped at a byte that no pickle, harmless or not, has as an opcode."""
+    import pickletools
+
+    found = re.search(r"Unsupported operand (\d+)", str(error))
+    return found is not None and chr(int(found[1])) not in {opcode.code for opcode in pickletools.opcodes}
 
 
 def _blocked_global(error: Exception) -> str:
@@ -289,40 +358,46 @@ def _blocked_global(error: Exception) -> str:
     return _first_line(error)
 
 
-def _float_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def _require_sane_weights(module: torch.nn.Module) -> None:
+    """Raise `GateError` naming the first weight that is not finite or beyond reason, and its index.
+
+    Buffers may hold what fills attention masks; parameters may not.
+    """
+    import torch
+
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point():
-            yield name, tensor.detach().cpu().float()
-
-
-def _require_sane_weights(tensors: Iterator[tuple[str, np.ndarray]]) -> None:
-    for name, array in tensors:
-        bad = ~(np.abs(array) <= LARGEST_SANE_WEIGHT)
-        if bad.any():
-            index = tuple(int(axis) for axis in np.argwhere(bad)[0])
-            raise GateError(
-                f"weight {name}{list(index)} is {array[index]} ({int(bad.sum())} such in this tensor)",
-                fix="train or save the model again: no format can carry this",
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            continue
+        if tensor.is_meta:
+            raise InputError(
+                f"weight {name} is on the meta device: it has a shape and no values",
+                fix="make the factory allocate the model, or give its weights",
             )
+        array = tensor.detach().cpu().float().numpy()
+        require_sane_weight(name, array, may_mask=name not in parameters)
 
 
 def _load_trusted(path: Path, origin: Origin) -> torch.nn.Module:
     import torch
 
     require_file(path, what="the model")
+    if _is_torchscript(path):
+        raise UnsupportedError(
+            f"{path} is a TorchScript archive, which torch.export no longer takes",
+            fix="give the Python factory of the model with its weights, or export it with torch.export.save",
+        )
     try:
         if origin is Origin.EXPORTED_PROGRAM:
             return torch.export.load(path).module()
         loaded = torch.load(path, map_location="cpu", weights_only=False)
-    except Exception as error:
-        if "torch.jit.load" in str(error) or "TorchScript" in str(error):
-            return _load_torchscript(path)
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as error:
         raise InputError(
-            f"{path} cannot be loaded: {type(error).__name__}: {_first_line(error)}; it looks like {describe_content(path)}",
+            f"{path} cannot be loaded: {_said(error)}; it looks like {describe_content(path)}",
             fix="export it again with the torch that runs here, or give a factory with weights",
         ) from error
-    if isinstance(loaded, torch.jit.ScriptModule):
-        return _load_torchscript(path)
     if not isinstance(loaded, torch.nn.Module):
         raise InputError(
             f"{path} holds {type(loaded).__name__}, not a module",
@@ -331,22 +406,33 @@ def _load_trusted(path: Path, origin: Origin) -> torch.nn.Module:
     return loaded
 
 
-def _load_torchscript(path: Path) -> torch.nn.Module:
-    raise UnsupportedError(
-        f"{path} is a TorchScript archive, which torch.export no longer takes",
-        fix="give the Python factory of the model with its weights, or export it with torch.export.save",
-    )
+def _is_torchscript(path: Path) -> bool:
+    """Whether `path` is a zip that holds TorchScript's `constants.pkl` and `code/`, which no state dict has."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.partition("/")[2] for name in archive.namelist()]
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
+    return "constants.pkl" in names and any(name.startswith("code/") for name in names)
 
 
 # --- ONNX ------------------------------------------------------------------------------------------------
 
 
 def _load_onnx_source(plan: Plan) -> SourceModel:
-    from exporter.onnx_read import read_onnx, tensor_specs
+    from exporter.onnx_read import quantized_operator, read_onnx, tensor_specs
 
     recipe = plan.recipe
     path = recipe.resolve(recipe.model.path or Path())
     proto = read_onnx(path)
+    quantized = quantized_operator(proto)
+    if quantized is not None:
+        raise UnsupportedError(
+            f"{path} is quantised already: it holds {quantized}",
+            fix="give the float model that it was made from",
+        )
     inputs, outputs = tensor_specs(proto)
     declared = {table.name: table.spec() for table in recipe.model.inputs}
     for name in declared:
@@ -355,6 +441,22 @@ def _load_onnx_source(plan: Plan) -> SourceModel:
                 f"model.inputs: {path.name} has no input {name!r}",
                 fix=f"its inputs are {', '.join(spec.name for spec in inputs)}",
             )
+    for spec in inputs:
+        _require_same_kind(declared.get(spec.name, spec), spec, path)
     inputs = tuple(declared.get(spec.name, spec) for spec in inputs)
     axes = recipe.model.axis_sizes(inputs)
     return _with_example(recipe.model.name, None, path, inputs, tuple(s.name for s in outputs), axes)
+
+
+def _require_same_kind(declared: TensorSpec, found: TensorSpec, path: Path) -> None:
+    """Raise `RecipeError` unless the recipe's input can be fed to the file's: dtype, rank, fixed axes."""
+    fits = len(declared.shape) == len(found.shape) and all(
+        isinstance(theirs, str) or ours == theirs
+        for ours, theirs in zip(declared.shape, found.shape, strict=True)
+    )
+    if declared.dtype != found.dtype or not fits:
+        raise RecipeError(
+            f"model.inputs: {declared.name} is {declared.dtype} {list(declared.shape)} in the recipe and "
+            f"{found.dtype} {list(found.shape)} in {path.name}",
+            fix="leave it out of the recipe, or write what the file has",
+        )

@@ -40,7 +40,7 @@ def to_onnx(source: SourceModel) -> ir.Model:
     if source.onnx is not None:
         from exporter.onnx_read import read_onnx
 
-        return ir.from_proto(read_onnx(source.onnx))
+        return _with_least_ir_version(ir.from_proto(read_onnx(source.onnx)))
     program = capture(source, dynamic=any(isinstance(a, str) for spec in source.inputs for a in spec.shape))
     try:
         with _exporter_kept_quiet():
@@ -61,6 +61,15 @@ def to_onnx(source: SourceModel) -> ir.Model:
         raise UnsupportedError(f"torch exported nothing for {source.name}", fix="try a newer torch")
     model: ir.Model = exported.model
     model.ir_version = IR_VERSION
+    return model
+
+
+def _with_least_ir_version(model: ir.Model) -> ir.Model:
+    """Declare the oldest IR version that the operators allow: runtimes refuse newer ones whatever they hold."""
+    from onnx import helper
+
+    opsets = [helper.make_opsetid("", model.opset_imports[""])]
+    model.ir_version = max(IR_VERSION, helper.find_min_ir_version_for(opsets))
     return model
 
 

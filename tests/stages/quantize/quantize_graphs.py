@@ -51,7 +51,8 @@ def weights(shape: Sequence[int], seed: int = 0) -> NDArray[np.float32]:
 
 def serialized(model: ir.Model) -> bytes:
     """Return the bytes of the file that `model` becomes."""
-    return ir.to_proto(model).SerializeToString(deterministic=True)
+    content: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return content
 
 
 def session(model: ir.Model, optimized: Path | None = None) -> onnxruntime.InferenceSession:

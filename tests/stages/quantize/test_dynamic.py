@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from quantize_graphs import executed, graph, node, run, serialized, sqnr_db, weights
 
 from exporter.stages.quantize.dynamic import STORED_ONLY, quantize_dynamic
+from exporter.stages.quantize.rewrite import array_of
 from exporter.stages.quantize.weights import dequantize_per_channel, quantize_per_channel
 
 RNG_SEED = 3
@@ -79,7 +80,7 @@ def test_a_perceptron_computes_what_the_specification_says(opset: int) -> None:
     outcome = quantize_dynamic(model)
     assert outcome.quantized == {"hidden/Gemm", "product/MatMul"}
     assert outcome.reasons == {}
-    constants = {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
+    constants = {name: array_of(value) for name, value in model.graph.initializers.items()}
     x = sample(5, 48)
     hidden = np.maximum(dynamic_product(x, constants["first.weight"]) + constants["first.bias"], 0)
     expected = dynamic_product(hidden, constants["second.weight"].T) + constants["second.bias"]

@@ -34,9 +34,9 @@ def dequantize_by_specification(
     scales: NDArray[np.float32],
     zero_points: NDArray[np.generic],
     axis: int,
-    **attributes: int,
+    block_size: int = 0,
 ) -> NDArray[np.float32]:
-    node = helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], axis=axis, **attributes)
+    node = helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], axis=axis, block_size=block_size)
     kind = helper.np_dtype_to_tensor_dtype(integers.dtype)
     inputs = [
         helper.make_tensor_value_info("q", kind, integers.shape),
@@ -124,7 +124,8 @@ def test_blocks_mean_what_the_specification_says(
 
 
 def squared_error(blocks: Blocks, weight: NDArray[np.float32]) -> NDArray[np.float64]:
-    return np.square(dequantize_blocks(blocks).astype(np.float64) - weight).sum(axis=1)
+    errors: NDArray[np.float64] = np.square(dequantize_blocks(blocks).astype(np.float64) - weight)
+    return np.asarray(errors.sum(axis=1))
 
 
 @pytest.mark.parametrize("tails", [3, 5, 1000])
@@ -207,6 +208,11 @@ def test_bfloat16_rounding_is_to_the_nearest(value: float) -> None:
     if abs(value) >= 2.0**-100:
         assert abs(float(rounded) - value) <= abs(value) * 2.0**-8
     assert np.float32(rounded).view(np.uint32) & 0xFFFF == 0
+
+
+def test_bfloat16_ties_go_to_even() -> None:
+    halfway = np.array([1 + 2.0**-8, 1 + 3 * 2.0**-8], np.float32)
+    np.testing.assert_array_equal(round_to_bfloat16(halfway), np.array([1, 1 + 2.0**-6], np.float32))
 
 
 @pytest.mark.parametrize(("block_size", "bits"), [(8, 4), (48, 4), (512, 8), (32, 5)])

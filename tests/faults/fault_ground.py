@@ -1,0 +1,185 @@
+"""What fault tests stand on: a small network, its recipe, a finished build, and one way to judge a failure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from click.testing import CliRunner
+
+from exporter.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+ERROR_LINE = re.compile(r"error\[(?P<code>E-[a-z]+)\]: (?P<cause>.+); fix: (?P<fix>.+)")
+
+NET = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Conv2d(1, 4, 3, padding=1)
+        self.second = torch.nn.Conv2d(4, 4, 3, padding=1)
+        self.head = torch.nn.Linear(4 * 8 * 8, 5)
+
+    def forward(self, image):
+        x = torch.relu(self.first(image))
+        x = torch.relu(self.second(x))
+        return self.head(x.flatten(1))
+
+def build():
+    torch.manual_seed(0)
+    return Net()
+"""
+
+MODEL = {"name": '"tiny"', "version": '"1.0.0"', "factory": '"net.py:build"'}
+SAMPLES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How one run of the command line failed: its one line, and what `--json` says of it."""
+
+    exit_code: int
+    code: str
+    cause: str
+    fix: str
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """A folder with a network, its data, a recipe, and in `out` the finished build of an older time."""
+
+    folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe's path."""
+        return self.folder / "recipe.toml"
+
+    @property
+    def out(self) -> Path:
+        """Where builds go."""
+        return self.folder / "out"
+
+    def write_recipe(
+        self,
+        *,
+        model: Mapping[str, str | None] | None = None,
+        data: str = 'calibration = { source = "npz", path = "calibration.npz" }',
+        shape: str = '["batch", 1, 8, 8]',
+        targets: str = '[targets.raspberry-pi]\nartifacts = ["onnx:static_wi8_ai8"]',
+        more: str = "",
+    ) -> Path:
+        """Write the recipe with the given differences; a model key of `None` is left out."""
+        table = {**MODEL, **(model or {})}
+        lines = [f"{key} = {value}" for key, value in table.items() if value is not None]
+        inputs = f'[[model.inputs]]\nname = "image"\nshape = {shape}\n' if shape else ""
+        text = "\n".join(["[model]", *lines, inputs, "[data]", data, more, targets, ""])
+        self.recipe.write_text(text)
+        return self.recipe
+
+    def write_samples(self, array: np.ndarray | None = None, **arrays: np.ndarray) -> None:
+        """Write `calibration.npz`."""
+        given = arrays if array is None else {"image": array}
+        np.savez(self.folder / "calibration.npz", **given)
+
+    def build(self, *options: str) -> tuple[int, str, str]:
+        """Build through the command line, in this process; return exit code, stdout and stderr."""
+        result = CliRunner().invoke(main, ["build", str(self.recipe), "--out", str(self.out), *options])
+        return result.exit_code, result.stdout, result.stderr
+
+    def fails(self, exit_code: int, *mentions: str, options: tuple[str, ...] = ()) -> Failure:
+        """Build, and require a failure that is one line, speaks of `mentions`, and changed nothing."""
+        before = snapshot(self.out)
+        code, stdout, stderr = self.build("--json", *options)
+        failure = require_failure(code, stdout, stderr)
+        assert failure.exit_code == exit_code, failure
+        for mention in mentions:
+            assert mention in f"{failure.cause}; fix: {failure.fix}", failure
+        assert snapshot(self.out) == before, "an older build was touched, or something was left behind"
+        return failure
+
+    def succeeds(self, *options: str) -> dict[str, Any]:
+        """Build, and return the report."""
+        code, stdout, stderr = self.build("--json", *options)
+        assert code == 0, stderr
+        report: dict[str, Any] = json.loads(stdout)["report"]
+        return report
+
+
+def require_failure(code: int, stdout: str, stderr: str) -> Failure:
+    """Return the failure that the streams tell of, having checked that every channel says the same."""
+    assert "Traceback" not in stderr + stdout
+    told = [line for line in stderr.splitlines() if line.startswith("error[")]
+    assert len(told) == 1, stderr
+    assert stderr.splitlines()[-1] == told[0]
+    match = ERROR_LINE.fullmatch(told[0])
+    assert match, told[0]
+    error = json.loads(stdout)["error"]
+    assert error["code"] == match["code"]
+    assert error["exit_code"] == code
+    assert "\n" not in match["cause"]
+    return Failure(code, error["code"], error["cause"], error["fix"], error["details"])
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Return every entry below `folder` with its digest, so that equal snapshots mean equal trees."""
+    entries = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            entries[name] = f"-> {path.readlink()}"
+        elif path.is_dir():
+            entries[name] = "folder"
+        else:
+            entries[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return entries
+
+
+def start(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    """Start the command line as a user does, in a process (and process group) of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "exporter", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(*arguments: str | Path, cwd: Path, **environment: str) -> tuple[int, str, str]:
+    """Run the command line to its end; return exit code, stdout and stderr."""
+    with start(*arguments, cwd=cwd, **environment) as process:
+        stdout, stderr = process.communicate(timeout=120)
+        return process.returncode, stdout, stderr
+
+
+def lay_ground(folder: Path) -> Ground:
+    """Write network, data and recipe into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ground = Ground(folder)
+    (folder / "net.py").write_text(NET)
+    ground.write_samples(np.random.default_rng(0).normal(size=(SAMPLES, 1, 8, 8)).astype(np.float32))
+    ground.write_recipe()
+    return ground
+
+
+def copy_ground(finished: Ground, folder: Path) -> Ground:
+    """Return a copy of `finished` to break."""
+    shutil.copytree(finished.folder, folder, dirs_exist_ok=True)
+    return Ground(folder)

@@ -17,7 +17,7 @@ import numpy as np
 
 from exporter.artifacts import Artifact, ArtifactSpec, Evidence, Format, GateResult
 from exporter.errors import EdgeError, RecipeError
-from exporter.files import appear_at_once, hold_lock
+from exporter.files import appear_at_once, hold_lock, size_bytes
 from exporter.formats import produce
 from exporter.formats.base import ProduceRequest
 from exporter.manifest import write_manifest
@@ -29,6 +29,7 @@ from exporter.source import SourceModel
 from exporter.stages.bundle import write_bundle
 from exporter.stages.gates import first_failure, judge, require_passed
 from exporter.stages.report import report_document, write_report
+from exporter.stages.size_notes import explain_sizes
 
 if TYPE_CHECKING:
     from calibration.dataset import Dataset
@@ -291,7 +292,7 @@ def _produce_all(
             with _naming(planned.spec), clock.progress.step(f"making {planned.spec}"):
                 made[planned.spec] = produce(request)
             advance(number)
-    return made
+    return explain_sizes(made, size_bytes(onnx))
 
 
 @contextlib.contextmanager

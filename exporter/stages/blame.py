@@ -34,25 +34,34 @@ def worst_layers(
 ) -> tuple[LayerLoss, ...]:
     """Return the `count` layers of a QDQ graph that lose most signal of their own, worst first."""
     plain, quantized = ir.load(float_onnx), ir.load(quantized_onnx)
-    restored = {value.name or "": value for node in quantized.graph for value in node.outputs}
-    shared = [
-        (node, output.name or "")
-        for node in plain.graph
-        for output in node.outputs
-        if f"{output.name}/dq" in restored and output.name
-    ]
-    names = [name for _, name in shared]
+    shared = _shared_values(plain, quantized)
     chosen = samples[:SAMPLES]
-    wanted = _activations(plain, names, chosen)
-    answered = _activations(quantized, [f"{name}/dq" for name in names], chosen)
+    wanted = _activations(plain, [name for _, name, _ in shared], chosen)
+    answered = _activations(quantized, [restored for _, _, restored in shared], chosen)
     sqnr = {
-        name: compare_outputs([{name: w[name]} for w in wanted], [{name: a[f"{name}/dq"]} for a in answered]).sqnr_db
-        for name in names
+        name: compare_outputs(
+            [{name: w[name]} for w in wanted], [{name: a[restored]} for a in answered]
+        ).sqnr_db
+        for _, name, restored in shared
     }
     losses = [
-        LayerLoss(node.name or "", sqnr[name], _before(node, sqnr) - sqnr[name]) for node, name in shared
+        LayerLoss(node.name or "", sqnr[name], _before(node, sqnr) - sqnr[name]) for node, name, _ in shared
     ]
     return tuple(sorted(losses, key=lambda loss: -loss.lost_db)[:count])
+
+
+def _shared_values(plain: ir.Model, quantized: ir.Model) -> list[tuple[ir.Node, str, str]]:
+    """Return (node, value in the float graph, the same value off the grid) for all that both graphs have."""
+    present = {value.name for node in quantized.graph for value in node.outputs}
+    ends = {value.name for value in quantized.graph.outputs}
+    shared = []
+    for node in plain.graph:
+        for output in node.outputs:
+            name = output.name or ""
+            restored = name if name in ends else f"{name}/dq"
+            if restored in present:
+                shared.append((node, name, restored))
+    return shared
 
 
 def _before(node: ir.Node, sqnr: Mapping[str, float]) -> float:

@@ -23,7 +23,8 @@ def compare_outputs(reference: Sequence[Outputs], candidate: Sequence[Outputs]) 
     """Return the fidelity of `candidate` against `reference`, pooled over samples and outputs.
 
     SQNR is 10·log10(Σ r² / Σ (r − c)²), cosine is Σ r·c / (‖r‖·‖c‖), both over all outputs flattened, where
-    the reference is finite. Integer outputs (indices) take part like floats. The worst fidelity there is
+    the reference is finite. One sample that holds most of the signal of three or more may not vouch for the
+    others: then the SQNR is that of the others if it is lower. Integer outputs (indices) take part like floats. The worst fidelity there is
     (−200 dB) goes to a candidate that is not finite where the reference is, that has other shapes, and to a
     reference without one finite element. Raises `CalibrationError` when there is no sample to compare.
     """
@@ -31,8 +32,10 @@ def compare_outputs(reference: Sequence[Outputs], candidate: Sequence[Outputs]) 
         raise CalibrationError("there are 0 samples to compare on", fix="give at least one sample")
     elements = compared = 0
     signal = noise = dot = norm = largest = 0.0
+    by_sample: list[tuple[float, float]] = []
     agreements: list[bool] = []
     for want, have in zip(reference, candidate, strict=True):
+        before = signal, noise
         for name, wanted in want.items():
             r, c = wanted.astype(np.float64), have[name].astype(np.float64)
             if r.shape != c.shape or (~np.isfinite(c) & np.isfinite(r)).any():
@@ -45,16 +48,27 @@ def compare_outputs(reference: Sequence[Outputs], candidate: Sequence[Outputs]) 
             dot += float(np.sum(r * c))
             norm += float(np.sum(c * c))
             largest = max(largest, float(np.max(np.abs(r - c), initial=0.0)))
+        by_sample.append((signal - before[0], noise - before[1]))
         agreements.extend(_same_class(want, have))
     if elements and not compared:
         return _worst(len(reference))
     return Fidelity(
-        sqnr_db=_decibels(signal, noise),
+        sqnr_db=min(_decibels(signal, noise), _decibels_of_the_quieter(by_sample)),
         cosine=dot / float(np.sqrt(signal * norm)) if signal * norm > 0 else float(noise == 0.0),
         max_abs_error=largest,
         agreement=float(np.mean(agreements)) if agreements else None,
         samples=len(reference),
     )
+
+
+def _decibels_of_the_quieter(by_sample: Sequence[tuple[float, float]]) -> float:
+    """Return the SQNR without the loudest of `by_sample` (signal, noise), if that one drowns the others."""
+    loudest = max(range(len(by_sample)), key=lambda index: by_sample[index][0])
+    rest = [pair for index, pair in enumerate(by_sample) if index != loudest]
+    signal, noise = sum(pair[0] for pair in rest), sum(pair[1] for pair in rest)
+    if len(rest) < 2 or by_sample[loudest][0] <= signal:
+        return SQNR_CEILING_DB
+    return _decibels(signal, noise)
 
 
 def _worst(samples: int) -> Fidelity:

@@ -161,7 +161,8 @@ python run.py --model {first} --threads 4 --json
 python run.py --input photo.jpg    # or x.npy, already preprocessed: the top labels
 ```
 
-`run.py` needs numpy and either `onnxruntime` or `ai-edge-litert` (or the older `tflite-runtime`), and Pillow
+`run.py` needs numpy and either `onnxruntime` or `ai-edge-litert` (or the older `tflite-runtime`,
+which takes the float and static int8 files without int8 embeddings only), and Pillow
 only for pictures. It exits with 0 when every replayed model is within tolerance, with 14 when one is not.
 """
 

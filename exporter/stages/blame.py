@@ -75,7 +75,7 @@ def _before(node: ir.Node, sqnr: Mapping[str, float]) -> float:
             continue
         seen.add(value)
         producer = value.producer()
-        if value.name in sqnr:
+        if value.name is not None and value.name in sqnr:
             reached.append(sqnr[value.name])
         elif producer is not None:
             waiting.extend(item for item in producer.inputs if item is not None)

@@ -21,7 +21,7 @@ Load = Callable[..., SourceModel]
 
 def _state(ground: Ground) -> dict[str, torch.Tensor]:
     namespace: dict[str, object] = {}
-    exec((ground.folder / "net.py").read_text(), namespace)  # noqa: S102 - the test's own text
+    exec((ground.folder / "net.py").read_text(), namespace)
     state: dict[str, torch.Tensor] = namespace["build"]().state_dict()  # type: ignore[operator]
     return state
 

@@ -93,23 +93,18 @@ def test_nothing_finite(ground: Ground) -> None:
     ground.fails(13, "sample 0", "NaN")
 
 
-def test_one_outlier_never_passes_in_silence(ground: Ground) -> None:
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("value", [1e4, 1e10, 3e38])
+def test_one_outlier_cannot_vouch_for_the_samples_it_ruins(ground: Ground, value: float) -> None:
+    """Its own answer is nearly right, and drowns the error of all others in any pooled figure."""
     array = _samples()
-    array[5, 0, 0, 0] = 3e38
+    array[5, 0, 0, 0] = value
     ground.write_samples(array)
-    code, _, stderr = ground.build("--json")
-    assert code in {13, 14}
-    assert "error[" in stderr
-    assert "sample 5" in stderr
-
-
-def test_a_large_but_possible_outlier_is_a_finding(ground: Ground) -> None:
-    array = _samples()
-    array[5, 0, 0, 0] = 1e4
-    ground.write_samples(array)
-    code, _, stderr = ground.build("--json")
-    assert code in {0, 14}
-    assert "sample 5 of input 'image' reaches 1e+04" in stderr
+    failure = ground.fails(14, "min_sqnr_db is 10 dB")
+    assert failure.details["artifacts"][0]["evidence"]["fidelity"]["sqnr_db"] < 5
+    if value > 1e5:
+        _, _, stderr = ground.build()
+        assert "sample 5 of input 'image' reaches" in stderr
 
 
 def test_a_header_that_claims_terabytes(ground: Ground) -> None:

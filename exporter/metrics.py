@@ -5,12 +5,12 @@ Pure numpy. Inputs are lists over samples of `{output name: array}`, reference f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from exporter.artifacts import Fidelity
-from exporter.errors import CalibrationError
+from exporter.errors import CalibrationError, InputError
 
 Outputs = Mapping[str, np.ndarray]
 Metric = Callable[[Sequence[Outputs], np.ndarray], float]
@@ -19,17 +19,19 @@ SQNR_CEILING_DB = 200.0
 """Reported when outputs are bit-identical, where the ratio itself would be infinite."""
 
 
-def compare_outputs(reference: Sequence[Outputs], candidate: Sequence[Outputs]) -> Fidelity:
+def compare_outputs(reference: Iterable[Outputs], candidate: Iterable[Outputs]) -> Fidelity:
     """Return the fidelity of `candidate` against `reference`, pooled over samples and outputs.
+
+    Both are read once, sample by sample, and never held.
 
     SQNR is 10·log10(Σ r² / Σ (r − c)²), cosine is Σ r·c / (‖r‖·‖c‖), both over all outputs flattened, where
     the reference is finite. One sample that holds most of the signal of three or more may not vouch for the
-    others: then the SQNR is that of the others if it is lower. Integer outputs (indices) take part like floats. The worst fidelity there is
-    (−200 dB) goes to a candidate that is not finite where the reference is, that has other shapes, and to a
-    reference without one finite element. Raises `CalibrationError` when there is no sample to compare.
+    others: then the SQNR is that of the others, if it is lower. Integer outputs (indices) take part like
+    floats. The worst fidelity there is (−200 dB) goes to a candidate that is not finite where the reference
+    is, that has other shapes, and to a reference without one finite element.
+
+    Raises `CalibrationError` when there is no sample to compare.
     """
-    if not reference:
-        raise CalibrationError("there are 0 samples to compare on", fix="give at least one sample")
     elements = compared = 0
     signal = noise = dot = norm = largest = 0.0
     by_sample: list[tuple[float, float]] = []
@@ -39,7 +41,7 @@ def compare_outputs(reference: Sequence[Outputs], candidate: Sequence[Outputs]) 
         for name, wanted in want.items():
             r, c = wanted.astype(np.float64), have[name].astype(np.float64)
             if r.shape != c.shape or (~np.isfinite(c) & np.isfinite(r)).any():
-                return _worst(len(reference))
+                return _worst(len(by_sample) + 1)
             usable = np.isfinite(r)
             elements, compared = elements + r.size, compared + int(usable.sum())
             r, c = r[usable], c[usable]
@@ -50,14 +52,16 @@ def compare_outputs(reference: Sequence[Outputs], candidate: Sequence[Outputs]) 
             largest = max(largest, float(np.max(np.abs(r - c), initial=0.0)))
         by_sample.append((signal - before[0], noise - before[1]))
         agreements.extend(_same_class(want, have))
+    if not by_sample:
+        raise CalibrationError("there are 0 samples to compare on", fix="give at least one sample")
     if elements and not compared:
-        return _worst(len(reference))
+        return _worst(len(by_sample))
     return Fidelity(
         sqnr_db=min(_decibels(signal, noise), _decibels_of_the_quieter(by_sample)),
         cosine=dot / float(np.sqrt(signal * norm)) if signal * norm > 0 else float(noise == 0.0),
         max_abs_error=largest,
         agreement=float(np.mean(agreements)) if agreements else None,
-        samples=len(reference),
+        samples=len(by_sample),
     )
 
 
@@ -122,6 +126,25 @@ def _last_row(output: Outputs) -> slice:
     # [1, classes] and [classes] both mean one distribution; a longer leading axis has no single class.
     array = next(iter(output.values()))
     return slice(array.size - array.shape[-1], array.size)
+
+
+def guard_metric(name: str, metric: Callable[..., object]) -> Metric:
+    """Return the user's `metric` so that whatever goes wrong in it is an `InputError` that names it."""
+
+    def score(outputs: Sequence[Outputs], labels: np.ndarray) -> float:
+        try:
+            value = float(metric(outputs, labels))  # type: ignore[arg-type]
+        except Exception as error:
+            line = (str(error).strip().splitlines() or ["(no message)"])[0][:300]
+            raise InputError(
+                f"metric {name} failed: {type(error).__name__}: {line}",
+                fix="make it return a number from (outputs, labels)",
+            ) from error
+        if not np.isfinite(value):
+            raise InputError(f"metric {name} returned {value}", fix="make it return a finite number")
+        return value
+
+    return score
 
 
 METRICS: Mapping[str, Metric] = {"top1": top1}

@@ -6,9 +6,10 @@ This module only passes nouns from one stage to the next; each stage is a module
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from exporter.files import appear_at_once, hold_lock, size_bytes
 from exporter.formats import produce
 from exporter.formats.base import ProduceRequest
 from exporter.manifest import write_manifest
-from exporter.metrics import METRICS, Metric
+from exporter.metrics import METRICS, Metric, guard_metric
 from exporter.planning import Plan
 from exporter.progress import Progress
 from exporter.runtimes.worker import write_sample
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from exporter.reference import Reference
 
 PARITY_SAMPLES = 4
+SUSPECT_SAMPLES = 8
 SYNTHETIC_SAMPLES = 8
 
 
@@ -65,10 +67,10 @@ class _Clock:
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    """The data of a build: what calibrates, what judges, and what was noticed about either."""
+    """The data of a build: what calibrates, what judges (`samples`, re-iterable), and what was noticed."""
 
     calibration: Dataset | None
-    samples: Sequence[Mapping[str, np.ndarray]]
+    samples: Iterable[Mapping[str, np.ndarray]]
     labels: np.ndarray | None
     source: str
     metric_name: str | None
@@ -159,12 +161,12 @@ def _read_data(plan: Plan, source: SourceModel) -> _Data:
         opened[role] = dataset
     judging = opened.get("evaluation") or opened.get("calibration")
     if judging is None:
-        samples: list[Mapping[str, np.ndarray]] = _synthetic(source)
+        samples: Iterable[Mapping[str, np.ndarray]] = _synthetic(source)
         findings.append(
             "no evaluation data: fidelity was measured on random inputs, which says little of real ones"
         )
     else:
-        samples = list(judging)
+        samples = judging
     if "evaluation" not in opened and judging is not None:
         findings.append("no evaluation data: fidelity was measured on the calibration set")
     labels = opened["evaluation"].labels if "evaluation" in opened else None
@@ -209,7 +211,7 @@ def _metric(plan: Plan, labels: np.ndarray | None) -> tuple[str | None, Metric |
         raise RecipeError(
             f"data.metric {name}: no callable of that name", fix="define metric(outputs, labels) -> float"
         )
-    return name, metric
+    return name, guard_metric(name, metric)
 
 
 # --- stages ----------------------------------------------------------------------------------------------
@@ -230,7 +232,7 @@ def _export(
     if source.module is None:
         return onnx, None
     with clock.stage("checking the export against torch"):
-        check_parity(source, onnx, data.samples[:PARITY_SAMPLES])
+        check_parity(source, onnx, list(itertools.islice(data.samples, PARITY_SAMPLES)))
     if not plan.needs_program:
         return onnx, None
     with clock.stage("capturing the program for LiteRT and Core ML"):
@@ -364,5 +366,7 @@ def _suspects(
         or not failed.artifact.scheme.needs_calibration
     ):
         return {}
-    losses = worst_layers(onnx, artifacts[failed.artifact].path, data.samples)
+    losses = worst_layers(
+        onnx, artifacts[failed.artifact].path, list(itertools.islice(data.samples, SUSPECT_SAMPLES))
+    )
     return {loss.layer: loss.lost_db for loss in losses}

@@ -16,7 +16,6 @@ import onnx_ir as ir
 
 from exporter.metrics import compare_outputs
 
-SAMPLES = 8
 _CLEAN_DB = 60.0
 
 
@@ -35,9 +34,8 @@ def worst_layers(
     """Return the `count` layers of a QDQ graph that lose most signal of their own, worst first."""
     plain, quantized = ir.load(float_onnx), ir.load(quantized_onnx)
     shared = _shared_values(plain, quantized)
-    chosen = samples[:SAMPLES]
-    wanted = _activations(plain, [name for _, name, _ in shared], chosen)
-    answered = _activations(quantized, [restored for _, _, restored in shared], chosen)
+    wanted = _activations(plain, [name for _, name, _ in shared], samples)
+    answered = _activations(quantized, [restored for _, _, restored in shared], samples)
     sqnr = {
         name: compare_outputs(
             [{name: w[name]} for w in wanted], [{name: a[restored]} for a in answered]

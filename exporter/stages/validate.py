@@ -7,7 +7,7 @@ runtime on this host executes (`.mlpackage`) is checked by structure and de-quan
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +25,15 @@ from exporter.artifacts import (
 from exporter.errors import CalibrationError, EdgeError, GateError
 from exporter.metrics import Metric, compare_outputs
 from exporter.reference import Reference, latency_of
-from exporter.runtimes.worker import read_samples, run_artifact, write_sample
+from exporter.runtimes.worker import RunRecord, read_samples, run_artifact, write_sample
 
 Sample = Mapping[str, np.ndarray]
+BATCH_SAMPLES = 3
 
 
 def make_reference(
     float_onnx: Path,
-    samples: Sequence[Sample],
+    samples: Iterable[Sample],
     edges: Sequence[tuple[str, Sample]],
     *,
     metric_name: str | None,
@@ -54,9 +55,10 @@ def make_reference(
     log = workdir / "reference.log"
     record = run_artifact(float_onnx, Format.ONNX, inputs, workdir / "outputs", log=log)
     run_artifact(float_onnx, Format.ONNX, edge_inputs, workdir / "edge-outputs", log=log, timed=False)
-    outputs = list(read_samples(record.outputs))
-    _require_finite(outputs)
-    score = metric(outputs, labels) if metric is not None and labels is not None else None
+    _require_finite(read_samples(record.outputs))
+    score = None
+    if metric is not None and labels is not None:
+        score = metric(list(read_samples(record.outputs)), labels)
     return Reference(
         inputs,
         record.outputs,
@@ -71,7 +73,7 @@ def make_reference(
     )
 
 
-def _require_finite(outputs: Sequence[Sample]) -> None:
+def _require_finite(outputs: Iterable[Sample]) -> None:
     for number, output in enumerate(outputs):
         for name, array in output.items():
             if np.isnan(array).any():
@@ -82,37 +84,39 @@ def _require_finite(outputs: Sequence[Sample]) -> None:
 
 
 def edge_cases(
-    inputs: Sequence[TensorSpec], axes: Mapping[str, int], seen: Sequence[Sample]
+    inputs: Sequence[TensorSpec], axes: Mapping[str, int], samples: Iterable[Sample]
 ) -> list[tuple[str, Sample]]:
     """Return named inputs that evaluation data does not hold: zeros, the extremes of what was seen, a batch.
 
     Every float input takes the extreme; integer inputs keep a real sample's values (any id may be invalid).
-    The batch case repeats samples along each leading named axis, and exists only where there is one.
+    The batch case joins samples along the leading named axis, and exists only where there is one. `samples`
+    are read once; three of them are held.
     """
-    if not seen:
-        raise CalibrationError("there is no sample to build edge cases from", fix="give evaluation data")
-    base = seen[0]
     floats = [spec.name for spec in inputs if np.dtype(spec.dtype).kind == "f"]
-    cases: list[tuple[str, Sample]] = []
-    if floats:
-        low = {name: min(float(sample[name].min()) for sample in seen) for name in floats}
-        high = {name: max(float(sample[name].max()) for sample in seen) for name in floats}
-        for name, fill in (
-            ("zeros", dict.fromkeys(floats, 0.0)),
-            ("lowest seen", low),
-            ("highest seen", high),
-        ):
-            cases.append(
-                (name, {**base, **{key: np.full_like(base[key], value) for key, value in fill.items()}})
-            )
+    first: list[Sample] = []
+    low, high = dict.fromkeys(floats, np.inf), dict.fromkeys(floats, -np.inf)
+    for sample in samples:
+        if len(first) < BATCH_SAMPLES:
+            first.append(sample)
+        for name in floats:
+            low[name] = min(low[name], float(sample[name].min(initial=np.inf)))
+            high[name] = max(high[name], float(sample[name].max(initial=-np.inf)))
+    if not first:
+        raise CalibrationError("there is no sample to build edge cases from", fix="give evaluation data")
+    fills = {"zeros": dict.fromkeys(floats, 0.0), "lowest seen": low, "highest seen": high} if floats else {}
+    cases: list[tuple[str, Sample]] = [(name, _filled(first[0], fill)) for name, fill in fills.items()]
     leading = {spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], str)}
     if len(leading) == 1 and all(spec.shape and spec.shape[0] in leading for spec in inputs):
-        chosen = [seen[index % len(seen)] for index in range(3)]
-        axis = str(next(iter(leading)))
-        if axes.get(axis, 1) == 1:
+        chosen = [first[index % len(first)] for index in range(BATCH_SAMPLES)]
+        same = all(len({sample[spec.name].shape for sample in chosen}) == 1 for spec in inputs)
+        if axes.get(str(next(iter(leading))), 1) == 1 and same:
             batch = {spec.name: np.concatenate([sample[spec.name] for sample in chosen]) for spec in inputs}
-            cases.append(("batch of 3", batch))
+            cases.append((f"batch of {BATCH_SAMPLES}", batch))
     return cases
+
+
+def _filled(sample: Sample, fill: Mapping[str, float]) -> Sample:
+    return {**sample, **{name: np.full_like(sample[name], value) for name, value in fill.items()}}
 
 
 def validate(artifact: Artifact, reference: Reference, *, workdir: Path) -> Evidence:
@@ -124,14 +128,12 @@ def validate(artifact: Artifact, reference: Reference, *, workdir: Path) -> Evid
     record = run_artifact(
         artifact.path, artifact.spec.format, reference.inputs, workdir / artifact.path.name, log=log
     )
-    wanted, answered = list(read_samples(reference.outputs)), list(read_samples(record.outputs))
-    aligned = [_as_reference(answer, want) for answer, want in zip(answered, wanted, strict=True)]
     return Evidence(
         artifact=artifact.spec,
         runtime=record.runtime,
         runtime_version=record.version,
-        fidelity=compare_outputs(wanted, aligned),
-        task=_task(reference, aligned),
+        fidelity=compare_outputs(read_samples(reference.outputs), _answers(record, reference)),
+        task=_task(reference, record),
         edge_cases=tuple(_check_edges(artifact, reference, workdir)),
         latency=latency_of(record),
         peak_rss_mb=record.peak_rss_mb,
@@ -150,12 +152,17 @@ def _as_reference(answer: Sample, want: Sample) -> Sample:
     return {name: value.reshape(want[name].shape) for name, value in zip(want, answer.values(), strict=True)}
 
 
-def _task(reference: Reference, answered: Sequence[Sample]) -> TaskScore | None:
+def _answers(record: RunRecord, reference: Reference) -> Iterator[Sample]:
+    """Yield an artifact's answers under the reference's output names and shapes."""
+    for answer, want in zip(read_samples(record.outputs), read_samples(reference.outputs), strict=True):
+        yield _as_reference(answer, want)
+
+
+def _task(reference: Reference, record: RunRecord) -> TaskScore | None:
     if reference.metric is None or reference.labels is None or reference.score is None:
         return None
-    return TaskScore(
-        reference.metric_name or "metric", reference.score, reference.metric(answered, reference.labels)
-    )
+    value = reference.metric(list(_answers(record, reference)), reference.labels)
+    return TaskScore(reference.metric_name or "metric", reference.score, value)
 
 
 def _check_edges(artifact: Artifact, reference: Reference, workdir: Path) -> Iterator[EdgeCase]:

@@ -39,9 +39,7 @@ def load(tmp_path: Path) -> Callable[..., SourceModel]:
 
     def run(ground: Ground, *, trust_code: bool = False) -> SourceModel:
         recipe = read_recipe(ground.recipe)
-        plan = make_plan(
-            recipe, {name: get_target(name) for name in recipe.targets}, trust_code=trust_code
-        )
+        plan = make_plan(recipe, {name: get_target(name) for name in recipe.targets}, trust_code=trust_code)
         return load_stage(plan, log=tmp_path / "load.log")
 
     return run

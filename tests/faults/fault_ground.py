@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,25 +150,83 @@ def snapshot(folder: Path) -> dict[str, str]:
     return entries
 
 
-def start(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.Popen[str]:
-    """Start the command line as a user does, in a process (and process group) of its own."""
-    return subprocess.Popen(
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["exporter.pipeline", "exporter.stages.load", "exporter.stages.to_onnx", "exporter.stages.tidy",
+     "exporter.stages.quantize", "exporter.stages.validate", "onnxruntime", "torch.onnx", "torch.export",
+     "torch.onnx._internal.exporter._core", "onnxscript.optimizer", "targets.discovery", "exporter.cli.bars"]
+)  # fmt: skip
+
+
+class Running:
+    """The command line at work in a process of its own, forked from one that has the frameworks imported.
+
+    `stage` and `act`: Python to execute in that process when its progress enters the stage.
+    """
+
+    def __init__(
+        self, *arguments: str | Path, streams: Path, scratch: Path, stage: str = "", act: str = ""
+    ) -> None:
+        self._streams = (streams / "stdout", streams / "stderr")
+        words = [str(argument) for argument in arguments]
+        self._process = _FORKS.Process(
+            target=_work, args=(words, *map(str, self._streams), str(scratch), stage, act)
+        )
+        self._process.start()
+        self.pid = int(self._process.pid or 0)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the process has ended."""
+        return not self._process.is_alive()
+
+    def end(self) -> tuple[int, str, str]:
+        """Wait for the process; return exit code (negative: signal), stdout and stderr."""
+        self._process.join(120)
+        if self._process.exitcode is None:
+            self._process.kill()
+            raise AssertionError("the command line hangs")
+        stdout, stderr = (path.read_text() if path.exists() else "" for path in self._streams)
+        return self._process.exitcode, stdout, stderr
+
+
+def _work(arguments: list[str], stdout: str, stderr: str, scratch: str, stage: str, act: str) -> None:
+    """What runs in the forked process."""
+    for descriptor, name in ((1, stdout), (2, stderr)):
+        handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(handle, descriptor)
+        os.close(handle)
+    os.environ["TMPDIR"] = tempfile.tempdir = scratch
+    os.environ["XDG_STATE_HOME"] = str(Path(scratch).parent / "state")
+    if stage:
+        from exporter.cli import bars
+
+        plain = bars.Lines.step
+
+        def step(self: bars.Lines, name: str, total: int | None = None) -> Any:
+            if name == stage:
+                exec(act, {})
+            return plain(self, name, total)
+
+        bars.Lines.step = step  # type: ignore[method-assign, assignment]
+    elif act:
+        exec(act, {})
+    main(arguments)
+
+
+def run(*arguments: str | Path, cwd: Path) -> tuple[int, str, str]:
+    """Run the command line as a user does, in a fresh interpreter; return exit code, stdout and stderr."""
+    result = subprocess.run(
         [sys.executable, "-m", "exporter", *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
-        start_new_session=True,
+        timeout=120,
+        check=False,
     )
-
-
-def run(*arguments: str | Path, cwd: Path, **environment: str) -> tuple[int, str, str]:
-    """Run the command line to its end; return exit code, stdout and stderr."""
-    with start(*arguments, cwd=cwd, **environment) as process:
-        stdout, stderr = process.communicate(timeout=120)
-        return process.returncode, stdout, stderr
+    return result.returncode, result.stdout, result.stderr
 
 
 def lay_ground(folder: Path) -> Ground:

@@ -44,7 +44,9 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def save_external(path: Path, *, location: str | None = None, data: bytes | None = None, **entries: str) -> Path:
+def save_external(
+    path: Path, *, location: str | None = None, data: bytes | None = None, **entries: str
+) -> Path:
     """Write `make_onnx()` with `matrix` kept in a file beside it; `location` and `entries` say where and how.
 
     Returns the path of the data file.

@@ -91,7 +91,11 @@ def _with_forward(body: str) -> str:
 @pytest.mark.parametrize(
     ("body", "exit_code", "said"),
     [
-        ("return self.head(image)", 10, "fails on inputs of the recipe's shapes (image float32 [1, 1, 8, 8])"),
+        (
+            "return self.head(image)",
+            10,
+            "fails on inputs of the recipe's shapes (image float32 [1, 1, 8, 8])",
+        ),
         ("raise KeyError('inner')", 10, "KeyError: 'inner'"),
         ("import sys; sys.exit(3)", 10, "SystemExit: 3"),
         ("return self.head(image.reshape(1, 64).repeat(1, 4))", 12, "axis 'batch' is called dynamic"),

@@ -99,7 +99,11 @@ def test_labels_that_fit_no_sample(ground: Ground, label: np.ndarray, said: str)
 @pytest.mark.parametrize(
     ("text", "exit_code", "said"),
     [
-        ("def score(outputs, labels):\n    raise ValueError('no such class')\n", 10, "ValueError: no such class"),
+        (
+            "def score(outputs, labels):\n    raise ValueError('no such class')\n",
+            10,
+            "ValueError: no such class",
+        ),
         ("def score(outputs, labels):\n    return float('nan')\n", 10, "nan"),
         ("def other(): ...\n", 2, "score"),
         ("import does_not_exist\n", 10, "does_not_exist"),

@@ -25,13 +25,17 @@ def test_hostile_names_and_versions_are_refused_before_anything_is_touched(
     assert {name for name in after if not name.startswith("state")} == set(everything)
 
 
-@pytest.mark.parametrize("version", ["1", "1.0", "v1.0.0", "1.0.0.0", "01.0.0", "1.0.0-", "1.0.0-..", "1.0.0+", "latest"])
+@pytest.mark.parametrize(
+    "version", ["1", "1.0", "v1.0.0", "1.0.0.0", "01.0.0", "1.0.0-", "1.0.0-..", "1.0.0+", "latest"]
+)
 def test_versions_that_are_not_semver_are_refused(ground: Ground, version: str) -> None:
     ground.write_recipe(model={"version": json.dumps(version)})
     ground.fails(2, "model.version", "SemVer")
 
 
-@pytest.mark.parametrize("version", ["0.0.0", "1.2.3-rc.1", "1.2.3+build.5", "1.2.3-alpha-1+x.y-z", "10.20.30"])
+@pytest.mark.parametrize(
+    "version", ["0.0.0", "1.2.3-rc.1", "1.2.3+build.5", "1.2.3-alpha-1+x.y-z", "10.20.30"]
+)
 def test_semver_is_taken(ground: Ground, version: str) -> None:
     ground.write_recipe(model={"version": json.dumps(version)})
     code, _, stderr = ground.build("--plan", "--json")

@@ -44,9 +44,7 @@ def test_absurd_weights_end_a_build(ground: Ground) -> None:
 
 def test_a_mask_in_a_buffer_is_no_absurd_weight(ground: Ground, load: Load) -> None:
     net = ground.folder / "net.py"
-    masked = (
-        "    net = Net()\n    net.register_buffer('mask', torch.full((4, 4), -torch.inf).triu(1))\n    return net"
-    )
+    masked = "    net = Net()\n    net.register_buffer('mask', torch.full((4, 4), -torch.inf).triu(1))\n    return net"
     net.write_text(net.read_text().replace("    return Net()", masked))
     assert load(ground).module is not None
 

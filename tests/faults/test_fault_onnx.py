@@ -31,7 +31,9 @@ def test_external_data_beside_the_model_loads(ground: Ground, model: Path) -> No
     assert ground.succeeds()["artifacts"]
 
 
-@pytest.mark.parametrize("where", ["absolute", "parent", "dotted", "backslash", "link", "folder link", "hard link"])
+@pytest.mark.parametrize(
+    "where", ["absolute", "parent", "dotted", "backslash", "link", "folder link", "hard link"]
+)
 def test_external_data_elsewhere_is_never_read(ground: Ground, model: Path, where: str) -> None:
     secret = ground.folder.parent / "secret"
     secret.write_bytes(bytes(256 * 5 * 4))
@@ -206,7 +208,8 @@ def test_an_empty_graph_is_told(ground: Ground, load: Load, model: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype"), [('["batch", 3, 8, 8]', "float32"), ('["batch", 1, 8]', "float32"), ('["b", 1, 8, 8]', "int64")]
+    ("shape", "dtype"),
+    [('["batch", 3, 8, 8]', "float32"), ('["batch", 1, 8]', "float32"), ('["b", 1, 8, 8]', "int64")],
 )
 def test_a_recipe_that_contradicts_the_file_is_told(
     ground: Ground, load: Load, model: Path, shape: str, dtype: str

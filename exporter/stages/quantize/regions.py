@@ -155,7 +155,9 @@ def _float_inputs(node: ir.Node) -> list[ir.Value]:
 
 def _may_join(node: ir.Node, data: Sequence[ir.Value], on_grid: set[ir.Value]) -> bool:
     if node.op_type == "AveragePool" and node.attributes.get_int("ceil_mode", 0) == 1:
-        return False  # onnxruntime's int8 kernel divides by the whole window, also where it hangs over the edge
+        return (
+            False  # onnxruntime's int8 kernel divides by the whole window, also where it hangs over the edge
+        )
     if node.op_type == "Mul":
         # A squeeze-excite gate comes out of a float activation: one operand on a grid is enough.
         return any(value in on_grid for value in data) and len(_float_inputs(node)) == len(data)

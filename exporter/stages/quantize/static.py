@@ -41,9 +41,7 @@ def quantize_static(
     tie_tables(quantized)
     writer = _Writer(Rewrite(quantized, keep), regions, _grids(regions, ranges, unsigned=unsigned))
     tables = writer.write()
-    return Outcome(
-        quantized, regions.quantized | tables.quantized, {**tables.reasons, **regions.reasons}
-    )
+    return Outcome(quantized, regions.quantized | tables.quantized, {**tables.reasons, **regions.reasons})
 
 
 def _grids(regions: Regions, ranges: Mapping[str, tuple[float, float]], *, unsigned: bool) -> dict[str, Grid]:
@@ -173,7 +171,11 @@ class _Writer:
             integers = _round_to(array, scales, axis)
         stored = self.rewrite.constant(f"{weight.name}/int8", integers)
         # onnxruntime's fusions want the zero point spelled out; equal ones are stored once.
-        inputs = [stored, self._small(scales, "scale"), self._small(np.zeros(len(scales), np.int8), "zero_point")]
+        inputs = [
+            stored,
+            self._small(scales, "scale"),
+            self._small(np.zeros(len(scales), np.int8), "zero_point"),
+        ]
         self.weights[key] = self._dequantize(inputs, axis), scales
         return self.weights[key]
 

@@ -1,0 +1,79 @@
+"""One real build of each demo model for the session, through the command line in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A finished build: its folder and what the command line answered."""
+
+    path: Path
+    answer: dict[str, Any]
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The report, as answered."""
+        report: dict[str, Any] = self.answer["report"]
+        return report
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets that were built for."""
+        return tuple(sorted(self.report["targets"]))
+
+
+def edge_export(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "exporter", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(cwd / "state")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1200,
+    )
+
+
+def build(arguments: Sequence[str | Path], cwd: Path) -> Built:
+    """Run a build and return it."""
+    result = edge_export(*arguments, "--json", "--out", cwd / "out", cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    return Built(Path(answer["path"]), answer)
+
+
+@pytest.fixture(scope="session")
+def cnn(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The convolutional demo for all targets, as a newcomer builds it."""
+    return build(["demo"], tmp_path_factory.mktemp("cnn"))
+
+
+@pytest.fixture(scope="session")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The transformer demo for two targets: what they share with the third is the convolutional demo's to prove."""
+    from exporter.cli.demo import demo_recipe
+
+    options = ["--target", "raspberry-pi", "--target", "ios"]
+    return build(["build", demo_recipe("vit"), *options], tmp_path_factory.mktemp("vit"))
+
+
+@pytest.fixture(scope="session", params=["cnn", "vit"])
+def built(request: pytest.FixtureRequest) -> Built:
+    """Each demo build in turn."""
+    found: Built = request.getfixturevalue(request.param)
+    return found

@@ -1,0 +1,252 @@
+"""The whole job on real trained models: what ships was run, is accurate, is covered, and can be replayed."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Built, build, edge_export
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from exporter.errors import IntegrityError
+from exporter.manifest import check_manifest
+from exporter.replay import replay_bundle
+
+RUNTIME_OF = {"onnx": "onnxruntime-cpu", "ort": "onnxruntime-cpu", "tflite": "litert-xnnpack"}
+# A row's keys may differ between builds only for these reasons; docs/report.md says them to people.
+ORT_SUFFIX = ".ort"
+
+
+class _Quiet:
+    """Progress that says nothing."""
+
+    def step(self, name: str, total: int | None = None) -> Any:
+        import contextlib
+
+        return contextlib.nullcontext(lambda done: None)
+
+    def say(self, line: str) -> None:
+        """Drop `line`."""
+
+
+# --- what was measured -----------------------------------------------------------------------------------
+
+
+def test_every_artifact_was_run_or_says_why_not(built: Built) -> None:
+    for artifact in built.report["artifacts"]:
+        evidence, kind = artifact["evidence"], artifact["artifact"].partition(":")[0]
+        if kind == "mlpackage":
+            assert evidence["runtime"] is None
+            assert "Apple" in evidence["not_run"]
+            assert evidence["structure"]
+        else:
+            assert evidence["runtime"] == RUNTIME_OF[kind], artifact["artifact"]
+            assert re.match(r"\d+\.\d+", evidence["runtime_version"])
+            assert evidence["not_run"] is None
+            assert evidence["fidelity"]["samples"] >= 500
+
+
+def test_no_artifact_loses_more_than_half_a_point(built: Built) -> None:
+    judged = [item for item in built.report["artifacts"] if item["evidence"]["task"]]
+    assert len(judged) >= 2
+    for artifact in judged:
+        task = artifact["evidence"]["task"]
+        assert task["reference"] > 0.95, "the demo models are trained"
+        assert task["drop_points"] == pytest.approx(100 * (task["reference"] - task["value"]))
+        assert task["drop_points"] <= 0.5, artifact["artifact"]
+
+
+def test_static_int8_covers_the_multiplications(built: Built) -> None:
+    static = [item for item in built.report["artifacts"] if ":static_" in item["artifact"]]
+    assert static
+    for artifact in static:
+        coverage = artifact["coverage"]
+        assert coverage["mac_share"] >= 0.95, artifact["artifact"]
+        left = sum(coverage["left_float"].values())
+        assert coverage["quantized"] + left == coverage["operators"] == len(coverage["layers"])
+        assert all(layer["quantized"] or layer["reason"] for layer in coverage["layers"])
+
+
+def test_quantised_files_are_smaller_than_the_float_model(built: Built) -> None:
+    for artifact in built.report["artifacts"]:
+        assert artifact["times_smaller"] == pytest.approx(
+            built.report["model"]["float_bytes"] / artifact["size_bytes"]
+        )
+        if "float32" not in artifact["artifact"]:
+            assert artifact["times_smaller"] > 1.3, artifact["artifact"]
+
+
+def test_every_gate_of_a_published_build_passed(built: Built) -> None:
+    gates = built.report["gates"]
+    assert {gate["artifact"] for gate in gates} == {item["artifact"] for item in built.report["artifacts"]}
+    assert all(gate["passed"] for gate in gates)
+
+
+def test_the_report_on_disk_is_the_one_answered(built: Built) -> None:
+    assert json.loads((built.path / "report.json").read_text()) == built.report
+
+
+# --- bundles ---------------------------------------------------------------------------------------------
+
+
+def test_manifests_list_every_file_of_the_build(built: Built) -> None:
+    assert check_manifest(built.path) > 0
+    for target in built.targets:
+        assert check_manifest(built.path / target) > 0
+    files = {path.name for path in built.path.iterdir()}
+    assert {*built.targets, "report.json", "manifest.json"} <= files
+
+
+def test_bundles_hold_what_the_report_promises(built: Built) -> None:
+    from exporter.files import digest
+
+    for artifact in built.report["artifacts"]:
+        for target in artifact["targets"]:
+            assert digest(built.path / target / "models" / artifact["file"]) == artifact["sha256"]
+
+
+def test_validate_passes_for_every_bundle(built: Built, tmp_path: Path) -> None:
+    for target in built.targets:
+        result = edge_export("validate", built.path / target, "--json", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        answer = json.loads(result.stdout)
+        assert answer["passed"] is True
+        assert {item["artifact"] for item in answer["artifacts"]} == {
+            item["artifact"] for item in built.report["artifacts"] if target in item["targets"]
+        }
+        for item in answer["artifacts"]:
+            assert item["passed"] is (None if item["artifact"].startswith("mlpackage") else True)
+
+
+@pytest.fixture(scope="module")
+def victims(cnn: Built) -> list[Path]:
+    """Return every file of every bundle of the convolutional demo."""
+    return [
+        path for target in cnn.targets for path in sorted((cnn.path / target).rglob("*")) if path.is_file()
+    ]
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150, phases=[Phase.generate]
+)  # fmt: skip
+@given(data=st.data())
+def test_any_flipped_byte_of_any_bundle_is_named(
+    cnn: Built, victims: list[Path], data: st.DataObject
+) -> None:
+    path = data.draw(st.sampled_from(victims))
+    sound = path.read_bytes()
+    if not sound:
+        return
+    place, flip = data.draw(st.integers(0, len(sound) - 1)), data.draw(st.integers(1, 255))
+    bundle = cnn.path / path.relative_to(cnn.path).parts[0]
+    path.write_bytes(sound[:place] + bytes([sound[place] ^ flip]) + sound[place + 1 :])
+    try:
+        with pytest.raises(IntegrityError, match=re.escape(path.name)):
+            replay_bundle(bundle, progress=_Quiet())
+    finally:
+        path.write_bytes(sound)
+
+
+def test_validate_of_a_flipped_bundle_exits_19(cnn: Built, tmp_path: Path) -> None:
+    path = cnn.path / "raspberry-pi" / "golden" / "golden.json"
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-2] + b" \n")
+    try:
+        result = edge_export("validate", cnn.path / "raspberry-pi", "--json", cwd=tmp_path)
+    finally:
+        path.write_bytes(sound)
+    assert result.returncode == 19
+    assert result.stderr.splitlines()[-1].startswith("error[E-integrity]: ")
+    assert "golden.json" in result.stderr
+    assert json.loads(result.stdout)["error"]["code"] == "E-integrity"
+
+
+def test_the_pi_bundle_replays_itself_without_us(cnn: Built, tmp_path: Path) -> None:
+    bundle = cnn.path / "raspberry-pi"
+    result = subprocess.run(
+        [sys.executable, "-I", str(bundle / "run.py"), "--json"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)
+    assert check_manifest(bundle), "running it must not change it"
+
+
+# --- the report's description ----------------------------------------------------------------------------
+
+
+def _keys(value: Any, path: str, free: set[str]) -> Iterator[str]:
+    if path in free:
+        for item in value.values() if isinstance(value, dict) else []:
+            if isinstance(item, dict) and f"{path}.*" in free:
+                yield from _keys(item, f"{path}.*", free - {f"{path}.*"})
+            else:
+                yield f"{path}.*"
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _keys(item, f"{path}.{key}" if path else key, free)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _keys(item, f"{path}[]", free)
+    else:
+        yield path
+
+
+def _documented(heading: str) -> set[str]:
+    """Return the keys in the first column of the tables between `heading` and the next of its kind."""
+    text = (ROOT / "docs" / "report.md").read_text()
+    section = text.partition(heading)[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")]
+    return {key for row in rows for key in re.findall(r"`([^`]+)`", row)}
+
+
+def test_docs_describe_every_key_of_a_report_and_no_other(cnn: Built) -> None:
+    documented = _documented("# report.json")
+    free = {key.partition(".*")[0] for key in documented if ".*" in key} | {"targets.*"}
+    present = set(_keys(cnn.report, "", free))
+    # Where a whole object is absent its own key shows up instead of its parts.
+    optional = {key for key in present if any(other.startswith(f"{key}.") for other in documented)}
+    assert present - optional - documented == set(), "docs/report.md lacks these"
+    lacking = documented - present
+    assert {key.partition("[")[0] for key in lacking} <= {"refused", "findings"}, f"no report has {lacking}"
+
+
+def test_docs_describe_every_key_of_a_replay(cnn: Built) -> None:
+    documented = _documented("## What a replay answers")
+    answer = replay_bundle(cnn.path / "raspberry-pi", progress=_Quiet())
+    assert set(_keys(answer, "", set())) == documented
+
+
+# --- repetition ------------------------------------------------------------------------------------------
+
+
+def test_a_second_build_elsewhere_gives_the_same_bytes(cnn: Built, tmp_path: Path) -> None:
+    """Another folder, time zone, locale and hash seed; `.ort` files differ, and what records their digests."""
+    again = build(["demo"], tmp_path)
+    for target in cnn.targets:
+        first, second = (
+            json.loads((path / target / "manifest.json").read_text())["files"]
+            for path in (cnn.path, again.path)
+        )
+        assert set(first) == set(second)
+        changed = {name for name in first if first[name]["sha256"] != second[name]["sha256"]}
+        has_ort = any(name.endswith(ORT_SUFFIX) for name in first)
+        allowed = {name for name in first if name.endswith(ORT_SUFFIX)}
+        if has_ort:  # texts that quote the digest of an .ort file
+            allowed |= {
+                name
+                for name in first
+                if any(
+                    item["sha256"].encode() in (cnn.path / target / name).read_bytes()
+                    for item in cnn.report["artifacts"]
+                    if item["file"].endswith(ORT_SUFFIX)
+                )
+            }
+        assert changed <= allowed, f"{target}: {sorted(changed - allowed)}"

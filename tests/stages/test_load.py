@@ -1,0 +1,117 @@
+"""Loading: what comes out of the door, and the time limit, metric and user code that stand in it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporter.errors import InputError, TimeLimitError
+from exporter.planning import make_plan
+from exporter.recipe import read_recipe
+from exporter.source import SourceModel
+from exporter.stages import load as stage
+from exporter.stages.load import guarded_metric, import_user_code, load
+from targets.discovery import get_target
+
+RECIPE = """
+[model]
+name = "net"
+version = "1.0.0"
+factory = "net.py:build"
+axes = { time = 6 }
+[[model.inputs]]
+name = "tokens"
+dtype = "int64"
+shape = ["batch", "time"]
+[[model.inputs]]
+name = "scale"
+shape = ["batch", 2]
+[data]
+calibration = { source = "npz", path = "c.npz" }
+[targets.raspberry-pi]
+artifacts = ["onnx:static_wi8_ai8"]
+"""
+NET = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drop = torch.nn.Dropout(0.5)
+    def forward(self, tokens, scale):
+        return self.drop(tokens.float().mean(1, keepdim=True) * scale)
+def build():
+    return Net()
+"""
+
+
+def _load(folder: Path) -> SourceModel:
+    (folder / "recipe.toml").write_text(RECIPE)
+    (folder / "net.py").write_text(NET)
+    recipe = read_recipe(folder / "recipe.toml")
+    return load(make_plan(recipe, {"raspberry-pi": get_target("raspberry-pi")}), log=folder / "log")
+
+
+def test_examples_have_the_recipes_shapes_and_kinds(tmp_path: Path) -> None:
+    source = _load(tmp_path)
+    assert {name: (array.dtype.name, array.shape) for name, array in source.example.items()} == {
+        "tokens": ("int64", (1, 6)),
+        "scale": ("float32", (1, 2)),
+    }
+    assert source.axes == {"batch": 1, "time": 6}
+
+
+def test_the_module_comes_in_eval_mode_and_answers_twice_the_same(tmp_path: Path) -> None:
+    source = _load(tmp_path)
+    first, second = source.forward(source.example), source.forward(source.example)
+    assert np.array_equal(first[0], second[0])
+
+
+def test_loading_leaves_no_trace_in_the_interpreter(tmp_path: Path) -> None:
+    path = list(sys.path)
+    _load(tmp_path)
+    assert sys.path == path
+    assert not any("SIGALRM" in str(item) for item in [stage.signal.getsignal(stage.signal.SIGALRM)])
+    assert stage.signal.getitimer(stage.signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_user_code_is_imported_under_a_name_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "targets.py").write_text("value = 3\n")
+    module, attribute = import_user_code("targets.py:value", tmp_path)
+    assert (getattr(module, attribute), module.__name__ != "targets") == (3, True)
+    assert sys.modules["targets"].__name__ == "targets"
+
+
+def test_user_code_that_fails_is_not_left_half_imported(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("value = 1\nraise RuntimeError('no')\n")
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"RuntimeError: no \(broken.py line 2\)"):
+            import_user_code("broken.py:value", tmp_path)
+    assert not any(name.startswith("_edge_user_broken") for name in sys.modules)
+
+
+def test_the_time_limit_interrupts_even_code_that_catches_everything() -> None:
+    started = time.monotonic()
+    with (
+        pytest.raises(TimeLimitError, match=r"the thing did not return within 0.1 s"),
+        stage._time_limit(0.1, "the thing"),
+    ):
+        while time.monotonic() - started < 30:
+            try:
+                time.sleep(30)
+            except Exception:  # noqa: BLE001 - the user's bad habit that this test is about
+                continue
+    assert time.monotonic() - started < 10
+
+
+def test_a_metric_that_works_is_passed_through() -> None:
+    assert guarded_metric("m.py:f", lambda outputs, labels: np.float32(0.5))([], np.zeros(1)) == 0.5
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "high", None])
+def test_a_metric_without_a_number_is_named(value: object) -> None:
+    with pytest.raises(InputError, match=r"metric m\.py:f"):
+        guarded_metric("m.py:f", lambda outputs, labels: value)([], np.zeros(1))  # type: ignore[arg-type, return-value]

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from exporter.artifacts import Artifact, Shapes
 from exporter.files import digest, size_bytes
 from exporter.formats.base import ProduceRequest
-from exporter.onnx_write import fix_axes, forget_inner_shapes, save_onnx
+from exporter.onnx_write import fix_axes, forget_inner_shapes, save_onnx, shorten_constant_names
 from exporter.stages.quantize import quantize
 
 
@@ -32,7 +32,7 @@ def produce(request: ProduceRequest) -> Artifact:
     if fixed:
         quantized = fix_axes(quantized, request.axes)
     if not request.spec.scheme.is_float:
-        forget_inner_shapes(quantized)
+        shorten_constant_names(forget_inner_shapes(quantized))
     files = save_onnx(quantized, request.path)
     return Artifact(
         spec=request.spec,

@@ -20,6 +20,11 @@ from exporter.formats.base import ProduceRequest
 from exporter.isolation import call_isolated
 
 FLATBUFFER_LIMIT_BYTES = 2**31
+NOTABLE_GROWTH = 1.1
+GROWTH_REASON = (
+    "onnxruntime stores what it computed while it optimised (a tied table transposed, an integer weight as float) "
+    "and the names it needs to do so again on the device"
+)
 
 
 def produce(request: ProduceRequest) -> Artifact:
@@ -42,11 +47,16 @@ def produce(request: ProduceRequest) -> Artifact:
         subject=request.path.name,
         log=request.workdir / "logs" / f"{request.path.name}.log",
     )
+    size = size_bytes(request.path)
+    notes = base.notes
+    if size > NOTABLE_GROWTH * base.size_bytes:
+        notes = (*notes, f"{size / base.size_bytes:.2f} times the .onnx of the same scheme: {GROWTH_REASON}")
     return dataclasses.replace(
         base,
         spec=request.spec,
         path=request.path,
-        size_bytes=size_bytes(request.path),
+        size_bytes=size,
+        notes=notes,
         sha256=digest(request.path),
         companions=(operators,),
         seconds=time.monotonic() - started,

@@ -35,12 +35,12 @@ class Built:
         return tuple(sorted(self.report["targets"]))
 
 
-def edge_export(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+def edge_export(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end."""
     return subprocess.run(
         [sys.executable, "-m", "exporter", *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(cwd / "state")},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(cwd / "state"), **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -49,9 +49,9 @@ def edge_export(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProces
     )
 
 
-def build(arguments: Sequence[str | Path], cwd: Path) -> Built:
+def build(arguments: Sequence[str | Path], cwd: Path, **environment: str) -> Built:
     """Run a build and return it."""
-    result = edge_export(*arguments, "--json", "--out", cwd / "out", cwd=cwd)
+    result = edge_export(*arguments, "--json", "--out", cwd / "out", cwd=cwd, **environment)
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)
     return Built(Path(answer["path"]), answer)

@@ -21,7 +21,7 @@ from exporter.graph import consumers, is_constant, is_float, matches
 from exporter.stages.quantize.rewrite import KEPT, constant_matrix
 
 FUSED_ACTIVATIONS = frozenset({"Relu", "Clip"})
-"""Absorbed by the quantisation of their output when they follow a compute operator alone."""
+"""Absorbed by the quantisation of their output when they alone follow an int8 operator."""
 SAME_GRID_CARRIERS = frozenset({"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 """Carriers that move integers as they are: output grid = input grid."""
 OWN_GRID_CARRIERS = frozenset(
@@ -50,7 +50,7 @@ def decide_regions(model: ir.Model, keep: Sequence[str]) -> Regions:
     on_grid = {_settled_output(node) for node in compute if node.op_type in _CONVOLUTIONS}
     carriers = _grow_carriers(model, on_grid, keep)
     _prune_idle_carriers(model, carriers, compute, on_grid)
-    quantized = compute | carriers | {node for node in model.graph if _is_absorbed(node, compute)}
+    quantized = compute | carriers | {node for node in model.graph if _is_absorbed(node, compute | carriers)}
     grids = _values_on_grids(model, compute, carriers)
     same_grid = {
         _name(node.outputs[0]): _name(node.inputs[0])
@@ -112,12 +112,14 @@ def _scaled(node: ir.Node) -> bool:
 
 
 def _settled_output(node: ir.Node) -> ir.Value:
-    """Return the value that carries a compute operator's result: past a Relu or Clip that it absorbs."""
+    """Return the value that carries an int8 operator's result: past a Relu or Clip that it absorbs."""
     follower = _absorbed_follower(node)
     return follower.outputs[0] if follower is not None else node.outputs[0]
 
 
 def _absorbed_follower(node: ir.Node) -> ir.Node | None:
+    if node.op_type in SAME_GRID_CARRIERS:
+        return None  # its output is on its input's grid, which a Relu would cut
     output = node.outputs[0]
     readers = consumers(output)
     if len(readers) != 1 or output.is_graph_output() or readers[0].op_type not in FUSED_ACTIVATIONS:
@@ -130,9 +132,9 @@ def _absorbed_follower(node: ir.Node) -> ir.Node | None:
     return follower
 
 
-def _is_absorbed(node: ir.Node, compute: set[ir.Node]) -> bool:
+def _is_absorbed(node: ir.Node, int8: set[ir.Node]) -> bool:
     producer = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-    return producer in compute and producer is not None and _absorbed_follower(producer) is node
+    return producer is not None and producer in int8 and _absorbed_follower(producer) is node
 
 
 def _grow_carriers(model: ir.Model, on_grid: set[ir.Value], keep: Sequence[str]) -> set[ir.Node]:
@@ -145,7 +147,7 @@ def _grow_carriers(model: ir.Model, on_grid: set[ir.Value], keep: Sequence[str])
         if not data or not _may_join(node, data, on_grid):
             continue
         carriers.add(node)
-        on_grid.add(node.outputs[0])
+        on_grid.add(_settled_output(node))
     return carriers
 
 
@@ -172,10 +174,10 @@ def _prune_idle_carriers(
     """Drop carriers whose result no int8 operator reads: they would only lose precision."""
     for node in reversed(list(model.graph)):
         if node in carriers:
-            readers = consumers(node.outputs[0])
-            if not any(reader in compute or reader in carriers for reader in readers):
+            settled = _settled_output(node)
+            if not any(reader in compute or reader in carriers for reader in consumers(settled)):
                 carriers.discard(node)
-                on_grid.discard(node.outputs[0])
+                on_grid.discard(settled)
 
 
 def _values_on_grids(model: ir.Model, compute: set[ir.Node], carriers: set[ir.Node]) -> tuple[str, ...]:
@@ -188,7 +190,7 @@ def _values_on_grids(model: ir.Model, compute: set[ir.Node], carriers: set[ir.No
                 dict.fromkeys(_name(v) for v in data if v is not None and is_float(v) and not is_constant(v))
             )
         if node in carriers:
-            values[_name(node.outputs[0])] = None
+            values[_name(_settled_output(node))] = None
         elif node in compute and node.op_type in _CONVOLUTIONS:
             values[_name(_settled_output(node))] = None
     return tuple(values)

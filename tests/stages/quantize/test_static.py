@@ -270,3 +270,28 @@ def test_coverage_speaks_of_every_operator_that_computes(scheme):
     head = next(layer for layer in coverage.layers if layer.name == "head")
     assert (head.macs, head.weight_bytes) == (30, 4 * (30 + 5))
     assert sum(layer.macs for layer in coverage.layers) == 8 * 8 * 8 * 27 + 8 * 8 * 8 * 9 + 8 * 8 * 6 * 8 + 30
+
+
+BLOCK = """
+<ir_version: 8, opset_import: ["" : 18]>
+net (float[1, 4, 6, 6] x) => (float[1, 4, 6, 6] y) {
+    [left] a = Conv (x, w)
+    [right] b = Conv (x, w)
+    [sum] s = Add (a, b)
+    [relu] r = Relu (s)
+    [next] c = Conv (r, w)
+    [again] t = Add (c, r)
+    [relu2] q = Relu (t)
+    [last] y = Conv (q, w)
+}
+"""
+
+
+def test_a_residual_block_stays_in_int8_through_its_add_and_relu(tmp_path):
+    model = graph(BLOCK, {"w": (4, 4, 1, 1)})
+    feeds = {"x": RNG.normal(0, 1, (1, 4, 6, 6)).astype(np.float32)}
+    outcome = quantize_static(model, observed(model, feeds), unsigned=False)
+    assert outcome.quantized == {"left", "right", "sum", "relu", "next", "again", "relu2", "last"}
+    operators = optimized_operators(outcome.model, tmp_path / "optimized.onnx", as_on_arm=True)
+    assert (operators["QLinearConv"], operators["QLinearAdd"], operators["Relu"]) == (4, 2, 0)
+    assert sqnr_db(reference(model, feeds), run(outcome.model, feeds)) > 28

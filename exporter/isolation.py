@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def call_isolated(
         with disk_errors(log):
             log.parent.mkdir(parents=True, exist_ok=True)
             sink = log.open("ab")
-        with sink:
+        with sink, _interrupts_held() as let_interrupts_in:
             child = subprocess.Popen(
                 [*command, str(os.getpid())],
                 stdin=subprocess.DEVNULL,
@@ -79,6 +79,7 @@ def call_isolated(
                 start_new_session=True,
             )
             try:
+                let_interrupts_in()
                 status = child.wait(timeout_s)
             except subprocess.TimeoutExpired as expired:
                 raise errors.TimeLimitError(
@@ -93,6 +94,20 @@ def call_isolated(
     if "error" in answer:
         raise _rebuild(answer["error"], stage, subject, log)
     return IsolatedResult(answer["value"], time.monotonic() - started, answer["peak_rss_mb"])
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C back until the yielded function is called, so that no child is started and then forgotten."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+    def let_in() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    try:
+        yield let_in
+    finally:
+        let_in()
 
 
 def _search_path() -> str:

@@ -134,7 +134,7 @@ def guard_metric(name: str, metric: Callable[..., object]) -> Metric:
     def score(outputs: Sequence[Outputs], labels: np.ndarray) -> float:
         try:
             value = float(metric(outputs, labels))  # type: ignore[arg-type]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             line = (str(error).strip().splitlines() or ["(no message)"])[0][:300]
             raise InputError(
                 f"metric {name} failed: {type(error).__name__}: {line}",

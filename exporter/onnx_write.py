@@ -63,7 +63,10 @@ def shorten_constant_names(model: ir.Model) -> ir.Model:
     numbers = (name for name in map(str, itertools.count()) if name not in taken)
     constants = list(model.graph.initializers.values())
     model.graph.initializers.clear()
-    order = [*(value for value in constants if value in derived), *(o for node in model.graph for o in node.outputs if o in derived)]
+    order = [
+        *(value for value in constants if value in derived),
+        *(o for node in model.graph for o in node.outputs if o in derived),
+    ]
     for value, name in zip(order, numbers, strict=False):
         value.name = name
         if value.const_value is not None:

@@ -35,7 +35,6 @@ from exporter.errors import (
     UnsupportedError,
 )
 from exporter.files import require_file
-from exporter.metrics import Metric
 from exporter.planning import Origin, Plan
 from exporter.sniff import describe_content, safetensors_shortfall
 from exporter.source import SourceModel
@@ -128,26 +127,6 @@ def _import_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
-
-
-def guarded_metric(name: str, metric: Metric) -> Metric:
-    """Return the user's `metric` so that what it raises, or a score that is no number, is told by `name`."""
-
-    def score(outputs: Sequence[Mapping[str, np.ndarray]], labels: np.ndarray) -> float:
-        try:
-            value = float(metric(outputs, labels))
-        except (EdgeError, MemoryError):
-            raise
-        except (Exception, SystemExit) as error:
-            raise InputError(
-                f"metric {name} failed: {_said(error)}{_user_line(error)}",
-                fix="make it return a number for a list of {output: array} and an array of labels",
-            ) from error
-        if not np.isfinite(value):
-            raise InputError(f"metric {name} returned {value}", fix="make it return a finite number")
-        return value
-
-    return score
 
 
 def _call_factory(reference: str, folder: Path, timeout_s: float, log: Path) -> torch.nn.Module:

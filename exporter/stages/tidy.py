@@ -49,7 +49,7 @@ def tidy(model: ir.Model, inputs: Sequence[TensorSpec]) -> ir.Model:
         step(tidied)
     _name_nodes(tidied)
     passes.ShapeInferencePass()(tidied)
-    passes.ClearMetadataAndDocStringPass()(tidied)
+    _forget_origin(tidied)
     tidied.producer_name, tidied.producer_version = "edge-exporter", ""
     tidied.graph.name = "model"
     _require_unique_names(tidied)
@@ -70,10 +70,15 @@ def _pool_globally(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type == "ReduceMean" and _is_global_pool(node):
             pool = ir.node("GlobalAveragePool", [node.inputs[0]], name=node.name)
-            pool.metadata_props.update(node.metadata_props)
-            output = pool.outputs[0]
+            pool.outputs[0].type = node.outputs[0].type
+            replacement = [pool]
+            if node.attributes.get_int("keepdims", 1) == 0:
+                replacement.append(ir.node("Flatten", [pool.outputs[0]], {"axis": 1}))
+            output = replacement[-1].outputs[0]
             output.type, output.shape = node.outputs[0].type, node.outputs[0].shape
-            model.graph.insert_before(node, pool)
+            for new in replacement:
+                new.metadata_props.update(node.metadata_props)
+            model.graph.insert_before(node, replacement)
             ir.convenience.replace_all_uses_with(node.outputs[0], output)
             output.name = node.outputs[0].name
             model.graph.remove(node, safe=True)
@@ -87,8 +92,16 @@ def _is_global_pool(node: ir.Node) -> bool:
     if given is None and len(node.inputs) > 1:
         array = constant_of(node.inputs[1])
         given = array.tolist() if array is not None else None
-    axes = {axis % 4 for axis in given} if given else set()
-    return axes == {2, 3} and node.attributes.get_int("keepdims", 1) == 1
+    return {axis % 4 for axis in given or ()} == {2, 3}
+
+
+def _forget_origin(model: ir.Model) -> None:
+    """Remove documentation and metadata everywhere: exporters write source paths and stack traces there."""
+    passes.ClearMetadataAndDocStringPass()(model)
+    constants = list(model.graph.initializers.values())
+    for value in (*constants, *model.graph.outputs, *_all_values(model)):
+        value.metadata_props.clear()
+        value.doc_string = None
 
 
 def _rename_axes(model: ir.Model, inputs: Sequence[TensorSpec]) -> None:

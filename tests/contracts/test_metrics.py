@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from exporter.errors import CalibrationError
-from exporter.metrics import SQNR_CEILING_DB, compare_outputs, top1
+from exporter.errors import CalibrationError, EdgeError
+from exporter.metrics import SQNR_CEILING_DB, compare_outputs, guard_metric, top1
 
 finite = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
 vectors = hnp.arrays(np.float32, st.integers(2, 12).map(lambda n: (1, n)), elements=finite)
@@ -137,3 +137,13 @@ def test_top1_refuses_labels_that_are_no_class_numbers(labels: np.ndarray) -> No
 def test_top1_refuses_outputs_without_classes(output: np.ndarray) -> None:
     with pytest.raises(CalibrationError, match="no axis of classes"):
         top1([{"y": np.asarray(output)}], np.zeros(1, int))
+
+
+def test_a_metric_that_works_is_passed_through() -> None:
+    assert guard_metric("m.py:f", lambda outputs, labels: np.float32(0.5))([], np.zeros(1)) == 0.5
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "high", None])
+def test_a_metric_without_a_number_is_named(value: object) -> None:
+    with pytest.raises(EdgeError, match=r"m\.py:f"):
+        guard_metric("m.py:f", lambda outputs, labels: value)([], np.zeros(1))

@@ -79,10 +79,11 @@ def test_ctrl_c_in_any_stage_leaves_nothing(ground: Ground, scratch: Path, stage
 def test_ctrl_c_while_a_child_works_ends_the_child(ground: Ground, scratch: Path) -> None:
     before = snapshot(ground.out)
     running = _start(ground, scratch)
-    child = _await_child(running)
+    child = os.pidfd_open(_await_child(running))
     os.kill(running.pid, signal.SIGINT)
     assert require_failure(*running.end()).code == "E-interrupted"
-    assert not Path(f"/proc/{child}").exists()
+    with contextlib.closing(os.fdopen(child)):
+        assert select.select([child], [], [], 60)[0], "the child outlived the build"
     assert snapshot(ground.out) == before
     assert not list(scratch.glob("edge-*"))
 
@@ -153,7 +154,7 @@ def test_a_build_killed_at_any_write_is_completed_by_the_next(ground: Ground, sc
     operations = int(stderr.splitlines()[-1])
     assert operations > 50
     models, before = _artifacts(ground), snapshot(ground.out)
-    for share in (0.1, 0.4, 0.6, 0.75, 0.9, 0.97):
+    for share in (0.1, 0.5, 0.8, 0.97):
         act = KILL_AT.format(limit=int(operations * share))
         assert _start(ground, scratch, act=act).end()[0] == -signal.SIGKILL
         after = snapshot(ground.out)

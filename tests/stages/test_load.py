@@ -1,4 +1,4 @@
-"""Loading: what comes out of the door, and the time limit, metric and user code that stand in it."""
+"""Loading: what comes out of the door, and the time limit and user code that stand in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from exporter.planning import make_plan
 from exporter.recipe import read_recipe
 from exporter.source import SourceModel
 from exporter.stages import load as stage
-from exporter.stages.load import guarded_metric, import_user_code, load
+from exporter.stages.load import import_user_code, load
 from targets.discovery import get_target
 
 RECIPE = """
@@ -105,13 +105,3 @@ def test_the_time_limit_interrupts_even_code_that_catches_everything() -> None:
             except Exception:  # noqa: BLE001 - the user's bad habit that this test is about
                 continue
     assert time.monotonic() - started < 10
-
-
-def test_a_metric_that_works_is_passed_through() -> None:
-    assert guarded_metric("m.py:f", lambda outputs, labels: np.float32(0.5))([], np.zeros(1)) == 0.5
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "high", None])
-def test_a_metric_without_a_number_is_named(value: object) -> None:
-    with pytest.raises(InputError, match=r"metric m\.py:f"):
-        guarded_metric("m.py:f", lambda outputs, labels: value)([], np.zeros(1))  # type: ignore[arg-type, return-value]

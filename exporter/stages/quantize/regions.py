@@ -189,9 +189,7 @@ def _values_on_grids(model: ir.Model, compute: set[ir.Node], carriers: set[ir.No
             values.update(
                 dict.fromkeys(_name(v) for v in data if v is not None and is_float(v) and not is_constant(v))
             )
-        if node in carriers:
-            values[_name(_settled_output(node))] = None
-        elif node in compute and node.op_type in _CONVOLUTIONS:
+        if node in carriers or (node in compute and node.op_type in _CONVOLUTIONS):
             values[_name(_settled_output(node))] = None
     return tuple(values)
 

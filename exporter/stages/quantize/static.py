@@ -27,6 +27,7 @@ from exporter.stages.quantize.weights import quantize_per_channel
 
 LARGEST_BIAS = 2.0**30
 """Largest |bias| in units of its scale: half of int32, leaving room for the accumulated products."""
+LARGEST_SCALE = 2.0**100
 
 
 def quantize_static(
@@ -147,7 +148,8 @@ class _Writer:
         if bias is not None:
             channels = array.shape[axis]
             bias = np.broadcast_to(bias.reshape(-1), (channels,))
-            needed = (np.abs(bias) / (self._input_scale(node) * LARGEST_BIAS)).astype(np.float32)
+            coarsest = np.abs(bias).astype(np.float64) / (self._input_scale(node) * LARGEST_BIAS)
+            needed = np.minimum(coarsest, LARGEST_SCALE).astype(np.float32)
         restored, scales = self._dequantized_weight(weight, array, axis, needed)
         node.replace_input_with(1, restored)
         if bias is not None:

@@ -168,9 +168,10 @@ def _shape_remedy(got: tuple[int, ...], expected: Sequence[int | str]) -> str:
         return "there is one batch axis too many: drop the leading axis"
     if len(got) == len(expected) and _fits((1, *got[1:]), expected):
         return f"each sample must be a batch of 1, not of {got[0]}: store samples along the leading axis"
-    if len(got) == len(expected) and sorted(got) == sorted(
-        axis for axis in expected if isinstance(axis, int)
-    ):
+    if len(got) == len(expected) == 3 and _fits((got[0], got[2], got[1]), expected):
+        return "looks channels-last: transpose with (0, 2, 1)"
+    fixed = sorted(axis for axis in expected[1:] if isinstance(axis, int))
+    if len(got) == len(expected) and sorted(got[1:]) == fixed:
         return "the axes are in another order: transpose"
     axes = [
         place
@@ -179,7 +180,7 @@ def _shape_remedy(got: tuple[int, ...], expected: Sequence[int | str]) -> str:
     ]
     if len(got) == len(expected) and axes:
         change = f"from {got[axes[0]]} to {expected[axes[0]]}"
-        return f"resize, crop or pad axis {axes[0]} {change}, or name it in the recipe to make it dynamic"
+        return f"resize, crop or pad axis {axes[0]} {change}, or correct the shape in [[model.inputs]]"
     return "give each sample the shape that the model takes"
 
 

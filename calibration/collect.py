@@ -263,6 +263,11 @@ def _refused(error: Exception, index: int) -> CalibrationError | ResourceError:
             f"memory ran out running sample {index}: {message}",
             fix="use smaller samples, or a larger machine",
         )
+    if "out of data bounds" in message or "indices element out of" in message:
+        return CalibrationError(
+            f"the model refuses sample {index}: {message}",
+            fix="an index is outside its table: use the tokenizer that the model was trained with",
+        )
     return CalibrationError(
         f"the model refuses sample {index}: {message}",
         fix="compare the sample's shapes and dtypes with the model's inputs",

@@ -169,7 +169,7 @@ def _open_images(
 ) -> Dataset:
     if preprocess is None:
         raise RecipeError(
-            "images need a preprocess table", fix="add [data] preprocess = { size = [224, 224], … }"
+            "images need a preprocess table", fix="add [data] preprocess = { size = [224, 224] }"
         )
     if len(inputs) != 1:
         raise RecipeError(

@@ -145,5 +145,12 @@ def _wrong_inputs(error: BaseException, source: SourceModel) -> InputError:
     )
     return InputError(
         f"model {source.name} fails on inputs of the recipe's shapes ({shapes}): {line[:300]}",
-        fix="correct dtype, shape and order in [[model.inputs]] to what forward takes",
+        fix=f"correct dtype, shape and order in [[model.inputs]] to what forward takes{_batch_hint(source)}",
     )
+
+
+def _batch_hint(source: SourceModel) -> str:
+    if any(spec.shape and isinstance(spec.shape[0], str) for spec in source.inputs):
+        return ""
+    shape = ", ".join(str(axis) for axis in source.inputs[0].shape)
+    return f'; the first axis is usually the batch: shape = ["batch", {shape}]'

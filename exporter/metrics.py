@@ -118,6 +118,12 @@ def top1(outputs: Sequence[Outputs], labels: np.ndarray) -> float:
                 f"output {name!r} has shape {list(array.shape)} and no axis of classes, which top1 needs",
                 fix='use a metric of your own: metric = "file.py:callable"',
             )
+        if len(labels) and not 0 <= labels.min() <= labels.max() < array.shape[-1]:
+            worst = int(np.argmax((labels < 0) | (labels >= array.shape[-1])))
+            raise CalibrationError(
+                f"label {labels[worst]} of evaluation sample {worst} is no class of a model with {array.shape[-1]}",
+                fix=f"number the classes 0 to {array.shape[-1] - 1}",
+            )
     guesses = [int(np.ravel(next(iter(output.values())))[_last_row(output)].argmax()) for output in outputs]
     return float(np.mean(np.asarray(guesses) == np.asarray(labels)))
 

@@ -9,37 +9,33 @@ import contextlib
 import itertools
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from exporter.artifacts import Artifact, ArtifactSpec, Evidence, Format, GateResult
-from exporter.errors import EdgeError, RecipeError
+from exporter.errors import EdgeError, UsageError
 from exporter.files import appear_at_once, hold_lock, size_bytes
 from exporter.formats import produce
 from exporter.formats.base import ProduceRequest
-from exporter.manifest import write_manifest
-from exporter.metrics import METRICS, Metric, guard_metric
+from exporter.manifest import MANIFEST_NAME, write_manifest
 from exporter.planning import Plan
 from exporter.progress import Progress
 from exporter.runtimes.worker import write_sample
 from exporter.source import SourceModel
 from exporter.stages.bundle import write_bundle
+from exporter.stages.data import BuildData, read_data, require_labels_fit
 from exporter.stages.gates import first_failure, judge, require_passed
 from exporter.stages.report import report_document, write_report
 from exporter.stages.size_notes import explain_sizes
 
 if TYPE_CHECKING:
-    from calibration.dataset import Dataset
     from calibration.statistics import Statistics
     from exporter.reference import Reference
 
 PARITY_SAMPLES = 4
 SUSPECT_SAMPLES = 8
-SYNTHETIC_SAMPLES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +61,6 @@ class _Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
 
-@dataclass(frozen=True, slots=True)
-class _Data:
-    """The data of a build: what calibrates, what judges (`samples`, re-iterable), and what was noticed."""
-
-    calibration: Dataset | None
-    samples: Iterable[Mapping[str, np.ndarray]]
-    labels: np.ndarray | None
-    source: str
-    metric_name: str | None
-    metric: Metric | None
-    findings: tuple[str, ...]
-
-
 def build(plan: Plan, *, out: Path, progress: Progress, log: Path) -> BuildResult:
     """Build everything in `plan` into `out/<name>/<version>/`, which appears whole or not at all.
 
@@ -89,6 +72,7 @@ def build(plan: Plan, *, out: Path, progress: Progress, log: Path) -> BuildResul
     holder = out / model.name / f".{model.version}.lock"
     workdir = out / model.name / f".edge-work-{model.version}"
     with hold_lock(holder, what=str(destination)):
+        _require_no_target_lost(plan, destination)
         shutil.rmtree(workdir, ignore_errors=True)
         try:
             with appear_at_once(destination) as staging:
@@ -102,13 +86,24 @@ def build(plan: Plan, *, out: Path, progress: Progress, log: Path) -> BuildResul
     return BuildResult(destination, report)
 
 
+def _require_no_target_lost(plan: Plan, destination: Path) -> None:
+    """Refuse to replace an older build by one that lacks some of its targets."""
+    there = {path.parent.name for path in destination.glob(f"*/{MANIFEST_NAME}")}
+    lost = sorted(there - set(plan.targets))
+    if lost:
+        raise UsageError(
+            f"{destination} holds a bundle for {', '.join(lost)}, which this build would remove",
+            fix="build all its targets, choose another --out, or raise model.version",
+        )
+
+
 def _build_into(plan: Plan, staging: Path, workdir: Path, clock: _Clock, log: Path) -> dict[str, Any]:
     from exporter.stages.load import load
 
     with clock.stage("loading the model"):
         source = load(plan, log=log)
     with clock.stage("reading data"):
-        data = _read_data(plan, source)
+        data = read_data(plan, source)
     for finding in data.findings:
         clock.progress.say(finding)
     onnx, program = _export(plan, source, data, workdir, clock)
@@ -125,100 +120,25 @@ def _build_into(plan: Plan, staging: Path, workdir: Path, clock: _Clock, log: Pa
         evidence,
         reference.record,
         gates,
-        data.findings,
+        (*data.findings, *_doubts(reference, onnx)),
         data.source,
         clock.seconds,
     )
     require_passed(gates, report, _suspects(gates, artifacts, onnx, data))
     with clock.stage("writing bundles", len(plan.targets)) as advance:
         for number, name in enumerate(plan.targets, start=1):
-            write_bundle(plan, name, artifacts, evidence, reference, staging / name)
+            write_bundle(plan, name, data.class_names, artifacts, evidence, reference, staging / name)
             advance(number)
     write_report(staging, report)
     write_manifest(staging, {"name": plan.recipe.model.name, "version": plan.recipe.model.version})
     return report
 
 
-# --- data ------------------------------------------------------------------------------------------------
-
-
-def _read_data(plan: Plan, source: SourceModel) -> _Data:
-    from calibration.checks import check_dataset
-    from calibration.preprocess import preprocess_from_dict
-    from calibration.sources import open_dataset
-
-    table = plan.recipe.data
-    preprocess = preprocess_from_dict(table.preprocess)
-    opened: dict[str, Dataset] = {}
-    findings: list[str] = []
-    for role, config in (("calibration", table.calibration), ("evaluation", table.evaluation)):
-        if config is None:
-            continue
-        dataset = open_dataset(config, root=plan.recipe.folder, inputs=source.inputs, preprocess=preprocess)
-        findings += [
-            f"{role} data: {found.message}; {found.fix}" for found in check_dataset(dataset, source.inputs)
-        ]
-        opened[role] = dataset
-    judging = opened.get("evaluation") or opened.get("calibration")
-    if judging is None:
-        samples: Iterable[Mapping[str, np.ndarray]] = _synthetic(source)
-        findings.append(
-            "no evaluation data: fidelity was measured on random inputs, which says little of real ones"
-        )
-    else:
-        samples = judging
-    if "evaluation" not in opened and judging is not None:
-        findings.append("no evaluation data: fidelity was measured on the calibration set")
-    labels = opened["evaluation"].labels if "evaluation" in opened else None
-    name, metric = _metric(plan, labels)
-    described = judging.source if judging is not None else "random inputs"
-    return _Data(opened.get("calibration"), samples, labels, described, name, metric, tuple(findings))
-
-
-def _synthetic(source: SourceModel) -> list[Mapping[str, np.ndarray]]:
-    generator = np.random.default_rng(0)
-    return [
-        {
-            name: generator.uniform(0, 1, array.shape).astype(array.dtype)
-            if array.dtype.kind == "f"
-            else array
-            for name, array in source.example.items()
-        }
-        for _ in range(SYNTHETIC_SAMPLES)
-    ]
-
-
-def _metric(plan: Plan, labels: np.ndarray | None) -> tuple[str | None, Metric | None]:
-    from exporter.stages.load import import_user_code
-
-    name = plan.recipe.data.metric or ("top1" if labels is not None else None)
-    if name is None:
-        return None, None
-    if labels is None:
-        raise RecipeError(
-            f"data.metric is {name!r} and data.evaluation has no labels",
-            fix='add labels to data.evaluation, e.g. labels = "label", or remove the metric',
-        )
-    if name in METRICS:
-        return name, METRICS[name]
-    if ":" not in name:
-        raise RecipeError(
-            f"data.metric: no metric is called {name!r}", fix=f"use {', '.join(METRICS)} or file.py:callable"
-        )
-    module, attribute = import_user_code(name, plan.recipe.folder)
-    metric = getattr(module, attribute, None)
-    if not callable(metric):
-        raise RecipeError(
-            f"data.metric {name}: no callable of that name", fix="define metric(outputs, labels) -> float"
-        )
-    return name, guard_metric(name, metric)
-
-
 # --- stages ----------------------------------------------------------------------------------------------
 
 
 def _export(
-    plan: Plan, source: SourceModel, data: _Data, workdir: Path, clock: _Clock
+    plan: Plan, source: SourceModel, data: BuildData, workdir: Path, clock: _Clock
 ) -> tuple[Path, Path | None]:
     """Write the tidy float graph, check it against torch, and write the program other formats start from."""
     from exporter.capture import save_program
@@ -239,7 +159,7 @@ def _export(
         return onnx, save_program(source, workdir / "program.pt2")
 
 
-def _calibrate(plan: Plan, onnx: Path, data: _Data, clock: _Clock) -> Statistics | None:
+def _calibrate(plan: Plan, onnx: Path, data: BuildData, clock: _Clock) -> Statistics | None:
     import onnx_ir as ir
 
     from calibration.collect import collect
@@ -262,7 +182,7 @@ def _produce_all(
     onnx: Path,
     program: Path | None,
     statistics: Statistics | None,
-    data: _Data,
+    data: BuildData,
     workdir: Path,
     clock: _Clock,
 ) -> dict[ArtifactSpec, Artifact]:
@@ -273,6 +193,7 @@ def _produce_all(
         for number, sample in enumerate(data.calibration):
             write_sample(samples, number, sample)
     outputs = _output_specs(onnx)
+    require_labels_fit(data.class_names, outputs[0].shape[-1] if outputs[0].shape else None)
     made: dict[ArtifactSpec, Artifact] = {}
     with clock.stage("making artifacts", len(plan.artifacts)) as advance:
         for number, planned in enumerate(plan.artifacts, start=1):
@@ -316,7 +237,7 @@ def _output_specs(onnx: Path) -> tuple[Any, ...]:
 
 def _validate_all(
     source: SourceModel,
-    data: _Data,
+    data: BuildData,
     onnx: Path,
     program: Path | None,
     artifacts: Mapping[ArtifactSpec, Artifact],
@@ -354,7 +275,7 @@ def _validate_all(
 
 
 def _suspects(
-    gates: Sequence[GateResult], artifacts: Mapping[ArtifactSpec, Artifact], onnx: Path, data: _Data
+    gates: Sequence[GateResult], artifacts: Mapping[ArtifactSpec, Artifact], onnx: Path, data: BuildData
 ) -> dict[str, float]:
     """Return the layers that lose most signal in the artifact whose gate failed first, with decibels lost."""
     from exporter.stages.blame import worst_layers
@@ -370,3 +291,16 @@ def _suspects(
         onnx, artifacts[failed.artifact].path, list(itertools.islice(data.samples, SUSPECT_SAMPLES))
     )
     return {loss.layer: loss.lost_db for loss in losses}
+
+
+def _doubts(reference: Reference, onnx: Path) -> tuple[str, ...]:
+    """Return what is odd about the float model's own score: a drop from chance means nothing."""
+    classes = _output_specs(onnx)[0].shape[-1:]
+    if reference.metric_name != "top1" or reference.score is None or not isinstance(classes[0], int):
+        return ()
+    if reference.score > 1.5 / classes[0]:
+        return ()
+    return (
+        f"the float model itself scores {reference.score:.4f}, no better than chance over {classes[0]} classes: "
+        "check weights, labels and preprocess",
+    )

@@ -14,7 +14,7 @@ from exporter.artifacts import ArtifactSpec, Format
 from exporter.errors import GateError, IntegrityError, UsageError
 from exporter.files import scratch_folder
 from exporter.golden import read_array
-from exporter.manifest import check_manifest, read_manifest
+from exporter.manifest import MANIFEST_NAME, check_manifest, read_manifest
 from exporter.metrics import compare_outputs
 from exporter.progress import Progress
 from exporter.runtimes.worker import read_samples, run_artifact, write_sample
@@ -71,6 +71,12 @@ def _read_golden(
     Digests only say that these documents are what was written: they may have been written by anybody.
     """
     if not isinstance(manifest.get("artifacts"), list):
+        there = sorted(path.parent.name for path in bundle.glob(f"*/{MANIFEST_NAME}"))
+        if there:
+            raise UsageError(
+                f"{bundle} is a whole build, and one bundle is validated at a time",
+                fix=f"name one of {', '.join(str(bundle / name) for name in there)}",
+            )
         raise IntegrityError(f"{bundle}/manifest.json lists no artifacts", fix="name one target's folder")
     try:
         golden = json.loads((bundle / "golden" / "golden.json").read_text(encoding="utf-8"))

@@ -54,7 +54,7 @@ def command(
 ) -> None:
     """Build every artifact that RECIPE's targets want, measure each, and publish all of them or none.
 
-    The result appears whole in OUT/NAME/VERSION/: one bundle per target, report.json and report.html.
+    The result appears whole in OUT/NAME/VERSION/: one bundle per target, and report.json.
     """
     again = " ".join(
         ["edge-export build", typed_path(recipe), *(f"--target {inert(name)}" for name in names)]

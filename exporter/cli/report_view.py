@@ -48,7 +48,7 @@ def _columns(report: Mapping[str, Any]) -> list[Column]:
     metric = _metric_name(report) or "agree"
     return [
         Column("file", fold=False),
-        Column("scheme"),
+        Column("scheme", fold=False),
         Column("size", right=True, fold=False),
         Column("times\nsmaller", right=True, fold=False),
         Column("MACs\nquant", right=True, fold=False),

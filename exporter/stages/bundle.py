@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 def write_bundle(
     plan: Plan,
     target_name: str,
+    class_names: tuple[str, ...],
     artifacts: Mapping[ArtifactSpec, Artifact],
     evidence: Mapping[ArtifactSpec, Evidence],
     reference: Reference,
@@ -47,7 +48,7 @@ def write_bundle(
         runtimes = target.capabilities(options).runtimes_for(spec)
         deliveries.append(Delivery(placed, _timeless(evidence[spec]), runtimes))
     _write_golden_vectors([d.artifact for d in deliveries], evidence, reference, destination / "golden")
-    target.bundle(BundleRequest(_card(plan), tuple(deliveries), options, destination))
+    target.bundle(BundleRequest(_card(plan, class_names), tuple(deliveries), options, destination))
     write_json(destination / "evidence.json", [to_plain(delivery.evidence) for delivery in deliveries])
     write_manifest(
         destination,
@@ -69,13 +70,13 @@ def write_bundle(
     )
 
 
-def _card(plan: Plan) -> ModelCard:
+def _card(plan: Plan, class_names: tuple[str, ...]) -> ModelCard:
     from calibration.preprocess import describe_preprocess, preprocess_from_dict
     from targets.base import ModelCard as Card
 
     model = plan.recipe.model
     preprocess = describe_preprocess(preprocess_from_dict(plan.recipe.data.preprocess))
-    return Card(model.name, model.version, model.labels, preprocess, __version__)
+    return Card(model.name, model.version, class_names, preprocess, __version__)
 
 
 def _place(artifact: Artifact, folder: Path) -> Artifact:

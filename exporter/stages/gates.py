@@ -8,6 +8,10 @@ from typing import Any
 from exporter.artifacts import Artifact, ArtifactSpec, Evidence, GateResult
 from exporter.errors import GateError
 from exporter.planning import Plan
+from exporter.schemes import Method
+
+NOTABLE_LOSS_DB = 1.0
+"""A layer that loses less of its own is not named as a suspect."""
 
 MIN_WEIGHT_SQNR_DB = 10.0
 """Floor for de-quantised weights where an artifact cannot be run: int4 in blocks reaches about 20 dB."""
@@ -97,6 +101,9 @@ def _remedy(gate: GateResult, suspects: Mapping[str, float]) -> str:
         return "choose a smaller scheme (weight_only_wi4_b32) or raise the limit"
     if gate.gate.startswith("edge case"):
         return "look at the model's range on that input, or keep the layers it overflows in float"
+    suspects = {layer: lost for layer, lost in suspects.items() if lost >= NOTABLE_LOSS_DB}
+    if gate.artifact.scheme.method is Method.WEIGHT_ONLY:
+        return "take weight_only_wi8, a smaller block, or keep sensitive layers in float with quantize.keep"
     if suspects:
         worst = ", ".join(f"{layer} ({lost:.1f} dB)" for layer, lost in suspects.items())
         keep = ", ".join(f'"{layer}"' for layer in suspects)

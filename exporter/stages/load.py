@@ -7,9 +7,6 @@ that run code while they are read come only with `trust_code`, which planning ha
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib
-import importlib.util
 import operator
 import os
 import re
@@ -38,12 +35,12 @@ from exporter.files import require_file
 from exporter.planning import Origin, Plan
 from exporter.sniff import describe_content, safetensors_shortfall
 from exporter.source import SourceModel
+from exporter.user_code import first_line, import_user_code, said, user_line
 from exporter.weights import require_sane_weight
 
 if TYPE_CHECKING:
     import torch
 
-_USER_MODULE = "_edge_user_"
 _PICKLE_PROTOCOLS = {b"\x02", b"\x03", b"\x04", b"\x05"}
 _ALARM_AGAIN_SECONDS = 1.0
 
@@ -94,41 +91,6 @@ def _example_array(spec: TensorSpec, seed: int) -> np.ndarray:
 # --- factories -------------------------------------------------------------------------------------------
 
 
-def import_user_code(reference: str, folder: Path) -> tuple[ModuleType, str]:
-    """Return the module and attribute that `file.py:name` or `package.module:name` refers to.
-
-    A file is imported under a private name, so that a user's `targets.py` never meets ours.
-    Raises `InputError` (10) for code that is not there or fails while it is imported, naming its line.
-    """
-    where, _, attribute = reference.partition(":")
-    try:
-        module = _import_file(folder / where) if where.endswith(".py") else importlib.import_module(where)
-    except (EdgeError, MemoryError):
-        raise
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"{where} fails while it is imported: {_said(error)}{_user_line(error)}",
-            fix=f"make python -c 'import …' of {where} work first",
-        ) from error
-    return module, attribute
-
-
-def _import_file(path: Path) -> ModuleType:
-    require_file(path, what="the Python file")
-    name = f"{_USER_MODULE}{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
-    specification = importlib.util.spec_from_file_location(name, path)
-    if specification is None or specification.loader is None:
-        raise InputError(f"{path} is not a Python file", fix="name a .py file")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module
-    try:
-        specification.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
 def _call_factory(reference: str, folder: Path, timeout_s: float, log: Path) -> torch.nn.Module:
     import torch
 
@@ -141,7 +103,7 @@ def _call_factory(reference: str, folder: Path, timeout_s: float, log: Path) -> 
         raise
     except (Exception, SystemExit) as error:
         raise InputError(
-            f"factory {reference} failed: {_said(error)}{_user_line(error)}",
+            f"factory {reference} failed: {said(error)}{user_line(error)}",
             fix=f"make it return the module when called without arguments; its output is in {log}",
         ) from error
     if not callable(factory):
@@ -164,26 +126,6 @@ def _attribute_of(module: ModuleType, dotted: str) -> object:
         return operator.attrgetter(dotted)(module)
     except AttributeError:
         return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["(no message)"])[0][:300]
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_first_line(error)}"
-
-
-def _user_line(error: BaseException) -> str:
-    """Return the deepest line of the user's own file in the traceback, as ` (file.py line 12)`."""
-    place = ""
-    traceback = error.__traceback__
-    while traceback is not None:
-        frame = traceback.tb_frame
-        if str(frame.f_globals.get("__name__", "")).startswith(_USER_MODULE):
-            place = f" ({Path(frame.f_code.co_filename).name} line {traceback.tb_lineno})"
-        traceback = traceback.tb_next
-    return place
 
 
 @contextlib.contextmanager
@@ -324,7 +266,7 @@ def _read_torch_state(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{path} cannot be read as PyTorch weights: {_first_line(error)}", fix="save or copy it again"
+            f"{path} cannot be read as PyTorch weights: {first_line(error)}", fix="save or copy it again"
         ) from error
     if isinstance(state, Mapping) and set(state) >= {"state_dict"}:
         state = state["state_dict"]
@@ -355,7 +297,7 @@ def _blocked_global(error: Exception) -> str:
     for marker in ("GLOBAL ", "Unsupported global: "):
         if marker in text:
             return "it asks for " + text.split(marker, 1)[1].split(maxsplit=1)[0]
-    return _first_line(error)
+    return first_line(error)
 
 
 def _require_sane_weights(module: torch.nn.Module) -> None:
@@ -395,7 +337,7 @@ def _load_trusted(path: Path, origin: Origin) -> torch.nn.Module:
         raise
     except (Exception, SystemExit) as error:
         raise InputError(
-            f"{path} cannot be loaded: {_said(error)}; it looks like {describe_content(path)}",
+            f"{path} cannot be loaded: {said(error)}; it looks like {describe_content(path)}",
             fix="export it again with the torch that runs here, or give a factory with weights",
         ) from error
     if not isinstance(loaded, torch.nn.Module):

@@ -14,7 +14,8 @@ from exporter.planning import make_plan
 from exporter.recipe import read_recipe
 from exporter.source import SourceModel
 from exporter.stages import load as stage
-from exporter.stages.load import import_user_code, load
+from exporter.stages.load import load
+from exporter.user_code import import_user_code
 from targets.discovery import get_target
 
 RECIPE = """

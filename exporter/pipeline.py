@@ -72,9 +72,9 @@ def build(plan: Plan, *, out: Path, progress: Progress, log: Path) -> BuildResul
     holder = out / model.name / f".{model.version}.lock"
     workdir = out / model.name / f".edge-work-{model.version}"
     with hold_lock(holder, what=str(destination)):
-        _require_no_target_lost(plan, destination)
         shutil.rmtree(workdir, ignore_errors=True)
         try:
+            _require_no_target_lost(plan, destination)
             with appear_at_once(destination) as staging:
                 workdir.mkdir(parents=True)
                 report = _build_into(plan, staging, workdir, _Clock(progress), log)

@@ -260,7 +260,7 @@ def table(results: dict[str, Any]) -> str:
         "*Speed* is float32 `.onnx` time ÷ this artifact's time, one thread, on the x86-64 host that ran the script,",
         "measured in one run: it is not a device's. *Seconds* and *peak* are of the process that makes the artifact",
         "(exporting, calibrating and judging not included). dBw: SQNR of de-quantised weights, where nothing on",
-        "Linux can execute the file. MB is 10⁶ bytes.",
+        "Linux can execute the file. MB is 10⁶ bytes. `.ort` files are optimised for ARM: signed int8 kernels are slow on x86.",
         "",
     ]
     for name in dict.fromkeys(key.rpartition(" ")[0] for key in results):

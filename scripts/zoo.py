@@ -258,9 +258,10 @@ def table(results: dict[str, Any]) -> str:
         "Made by `python scripts/zoo.py`; random weights, so SQNR speaks of arithmetic and not of accuracy.",
         f"{CALIBRATION_SAMPLES} calibration samples, {EVALUATION_SAMPLES} evaluation samples, batch 1 (text: 128 tokens).",
         "*Speed* is float32 `.onnx` time ÷ this artifact's time, one thread, on the x86-64 host that ran the script,",
-        "measured in one run: it is not a device's. *Seconds* and *peak* are of the process that makes the artifact",
-        "(exporting, calibrating and judging not included). dBw: SQNR of de-quantised weights, where nothing on",
-        "Linux can execute the file. MB is 10⁶ bytes. `.ort` files are optimised for ARM: signed int8 kernels are slow on x86.",
+        "measured in one run: it is not a device's, and indicative only on a machine that does other work. *Seconds* and",
+        "*peak* are of the process that makes the artifact (exporting, calibrating and judging not included). dBw: SQNR of",
+        "de-quantised weights, where nothing on Linux can execute the file. MB is 10⁶ bytes. `.ort` files are optimised for",
+        "ARM: signed int8 kernels are slow on x86.",
         "",
     ]
     for name in dict.fromkeys(key.rpartition(" ")[0] for key in results):

@@ -93,18 +93,6 @@ def parameter_count(model: ir.Model) -> int:
     )
 
 
-def owned_weight_bytes(node: ir.Node) -> int:
-    """Return the float32 bytes of the floating-point initializers that `node` reads directly."""
-    return sum(
-        4 * value.const_value.size
-        for value in node.inputs
-        if value is not None
-        and value.const_value is not None
-        and value.producer() is None
-        and is_float(value)
-    )
-
-
 def floating_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """Yield, in graph order, the nodes that compute on floats: those whose output is a float tensor.
 

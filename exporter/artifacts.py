@@ -241,6 +241,46 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelFigures:
+    """A float model as its exported ONNX file shows it.
+
+    `parameters` counts floating-point constants, `macs` multiply-accumulates of one inference, `size_bytes` the
+    file, `download_bytes` the file after deflate, `zero_share` the share of parameters that are exactly 0,
+    `p50_ms` the host's single-thread median; `score` is the recipe's metric on the evaluation data.
+    """
+
+    parameters: int
+    macs: int
+    size_bytes: int
+    download_bytes: int
+    zero_share: float
+    p50_ms: float | None
+    metric: str | None
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CompressionStep:
+    """What one `[[compress]]` step did: figures before it, after the change, and after training.
+
+    `changed` is `None` where the change and the training are one. `original` are the figures of the model as it
+    was loaded, for the cumulative view. `seconds` is wall time, `peak_rss_mb` the process's peak during the step.
+    """
+
+    method: str
+    settings: Mapping[str, Any]
+    original: ModelFigures
+    before: ModelFigures
+    changed: ModelFigures | None
+    after: ModelFigures
+    trainings: tuple[Mapping[str, Any], ...]
+    details: Mapping[str, Any]
+    notes: tuple[str, ...]
+    seconds: float
+    peak_rss_mb: float
+
+
+@dataclass(frozen=True, slots=True)
 class GateResult:
     """One figure held against one limit; `unit` is for people."""
 

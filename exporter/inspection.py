@@ -153,7 +153,7 @@ def _static_coverage(
     import onnx_ir as ir
 
     from exporter.stages.quantize.coverage import coverage_of
-    from exporter.stages.quantize.outcome import Outcome
+    from exporter.integers.outcome import Outcome
     from exporter.stages.quantize.regions import decide_regions
     from exporter.stages.tidy import tidy
 

@@ -1,4 +1,4 @@
-"""The one-way flow of a build: load → to_onnx → tidy → calibrate → produce → validate → bundle → report.
+"""The one-way flow of a build: load → compress → to_onnx → tidy → calibrate → produce → validate → bundle → report.
 
 This module only passes nouns from one stage to the next; each stage is a module of its own.
 """
@@ -10,13 +10,13 @@ import itertools
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import Artifact, ArtifactSpec, Evidence, Format, GateResult
 from exporter.errors import EdgeError, UsageError
-from exporter.files import appear_at_once, hold_lock, size_bytes
+from exporter.files import appear_at_once, hold_lock, scratch_folder, size_bytes, write_bytes, write_json
 from exporter.formats import produce
 from exporter.formats.base import ProduceRequest
 from exporter.manifest import MANIFEST_NAME, write_manifest
@@ -33,9 +33,12 @@ from exporter.stages.size_notes import explain_sizes
 if TYPE_CHECKING:
     from calibration.statistics import Statistics
     from exporter.reference import Reference
+    from exporter.stages.compress import Compressed
 
 PARITY_SAMPLES = 4
 SUSPECT_SAMPLES = 8
+TORCH_FOLDER = "torch"
+"""Where a build puts the compressed torch model, beside the targets' bundles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,29 +64,60 @@ class _Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
 
-def build(plan: Plan, *, out: Path, progress: Progress, log: Path) -> BuildResult:
+def build(plan: Plan, *, out: Path, progress: Progress, log: Path, resume: bool = False) -> BuildResult:
     """Build everything in `plan` into `out/<name>/<version>/`, which appears whole or not at all.
 
-    `log` receives what user code and converters print. Raises any `EdgeError`; whatever is raised, an
-    older build in the same place is untouched.
+    `log` receives what user code and converters print. What compression has finished or saved half-way stays
+    beside the destination until a build ends well; with `resume` it is gone on from, otherwise begun anew.
+    Raises any `EdgeError`; whatever is raised, an older build in the same place is untouched.
     """
     model = plan.recipe.model
     destination = out / model.name / model.version
     holder = out / model.name / f".{model.version}.lock"
     workdir = out / model.name / f".edge-work-{model.version}"
+    saved = kept_compression(plan, out)
     with hold_lock(holder, what=str(destination)):
         shutil.rmtree(workdir, ignore_errors=True)
         try:
             _require_no_target_lost(plan, destination)
             with appear_at_once(destination) as staging:
                 workdir.mkdir(parents=True)
-                report = _build_into(plan, staging, workdir, _Clock(progress), log)
+                run = _Run(plan, workdir, saved, resume, _Clock(progress), log)
+                report = _build_into(run, staging)
+            shutil.rmtree(saved, ignore_errors=True)
         finally:
             shutil.rmtree(workdir, ignore_errors=True)
             with contextlib.suppress(OSError):
                 holder.unlink()
                 holder.parent.rmdir()
     return BuildResult(destination, report)
+
+
+def kept_compression(plan: Plan, out: Path) -> Path:
+    """Return the folder where unfinished compression waits for `--resume`."""
+    return out / plan.recipe.model.name / f".edge-compression-{plan.recipe.model.version}"
+
+
+def take_part(plan: Plan, *, out: Path, progress: Progress, log: Path, resume: bool = False) -> None:
+    """Do what a process that is not the main one of a distributed run has to do: train along, write nothing."""
+    from exporter.stages.load import load
+
+    with scratch_folder("training") as workdir:
+        run = _Run(plan, workdir, kept_compression(plan, out), resume, _Clock(progress), log)
+        source = load(plan, log=log)
+        compress_model(run, source, read_data(plan, source))
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One build under way: `workdir` is gone after it, `saved` outlives a build that was killed."""
+
+    plan: Plan
+    workdir: Path
+    saved: Path
+    resume: bool
+    clock: _Clock
+    log: Path
 
 
 def _require_no_target_lost(plan: Plan, destination: Path) -> None:
@@ -97,19 +131,24 @@ def _require_no_target_lost(plan: Plan, destination: Path) -> None:
         )
 
 
-def _build_into(plan: Plan, staging: Path, workdir: Path, clock: _Clock, log: Path) -> dict[str, Any]:
+def _build_into(run: _Run, staging: Path) -> dict[str, Any]:
     from exporter.stages.load import load
 
+    plan, workdir, clock = run.plan, run.workdir, run.clock
     with clock.stage("loading the model"):
-        source = load(plan, log=log)
+        source = load(plan, log=run.log)
     with clock.stage("reading data"):
         data = read_data(plan, source)
     for finding in data.findings:
         clock.progress.say(finding)
+    compressed = compress_model(run, source, data)
+    if compressed is not None:
+        source = compressed.source
     onnx, program = _export(plan, source, data, workdir, clock)
     statistics = _calibrate(plan, onnx, data, clock)
     artifacts = _produce_all(plan, source, onnx, program, statistics, data, workdir, clock)
-    evidence, reference = _validate_all(source, data, onnx, program, artifacts, workdir, clock)
+    baseline = None if compressed is None else compressed.original.score
+    evidence, reference = _validate_all(source, data, onnx, program, artifacts, workdir, clock, baseline)
     gates = judge(plan, artifacts, evidence)
     report = report_document(
         plan,
@@ -123,18 +162,60 @@ def _build_into(plan: Plan, staging: Path, workdir: Path, clock: _Clock, log: Pa
         (*data.findings, *_doubts(reference, onnx)),
         data.source,
         clock.seconds,
+        compressed,
     )
     require_passed(gates, report, _suspects(gates, artifacts, onnx, data))
     with clock.stage("writing bundles", len(plan.targets)) as advance:
         for number, name in enumerate(plan.targets, start=1):
             write_bundle(plan, name, data.class_names, artifacts, evidence, reference, staging / name)
             advance(number)
+    if compressed is not None:
+        _write_torch(compressed, staging / TORCH_FOLDER)
     write_report(staging, report)
     write_manifest(staging, {"name": plan.recipe.model.name, "version": plan.recipe.model.version})
     return report
 
 
 # --- stages ----------------------------------------------------------------------------------------------
+
+
+def compress_model(run: _Run, source: SourceModel, data: BuildData) -> Compressed | None:
+    """Return the model after the recipe's `[[compress]]`, or `None` if it has none."""
+    if not run.plan.recipe.compress:
+        return None
+    from exporter.measurement import Judging, export, measure, race_models
+    from exporter.stages.compress import Workshop, compress
+    from exporter.stages.quantize.regions import decide_regions
+
+    judging = Judging(data.samples, data.labels, data.metric_name, data.metric)
+    with run.clock.stage("compressing"):
+        return compress(
+            source,
+            Workshop(
+                recipe=run.plan.recipe,
+                training=data.training,
+                calibration=data.calibration,
+                folder=run.saved,
+                resume=run.resume,
+                progress=run.clock.progress,
+                measure=lambda model, folder: measure(model, folder, judging),
+                race=race_models,
+                export=export,
+                decide_regions=decide_regions,
+            ),
+        )
+
+
+def _write_torch(compressed: Compressed, folder: Path) -> None:
+    """Write the compressed torch model as data: its weights, and each step's edit of the structure."""
+    from exporter.stages.compress.saved import serialized_weights
+
+    if compressed.source.module is None:
+        raise TypeError("a compressed model has a torch module")
+    folder.mkdir()
+    write_bytes(folder / "weights.safetensors", serialized_weights(compressed.source.module))
+    for number, edit in enumerate(compressed.edits, start=1):
+        write_json(folder / f"{number:02d}-{edit['kind']}.json", edit)
 
 
 def _export(
@@ -211,6 +292,7 @@ def _produce_all(
                 keep=plan.recipe.quantize.keep,
                 destination=destination,
                 workdir=workdir,
+                settled=source.ranges,
             )
             with _naming(planned.spec), clock.progress.step(f"making {planned.spec}"):
                 made[planned.spec] = produce(request)
@@ -243,6 +325,7 @@ def _validate_all(
     artifacts: Mapping[ArtifactSpec, Artifact],
     workdir: Path,
     clock: _Clock,
+    baseline: float | None,
 ) -> tuple[dict[ArtifactSpec, Evidence], Reference]:
     from exporter.stages.validate import edge_cases, make_reference, structural_evidence, validate
 
@@ -257,6 +340,9 @@ def _validate_all(
             labels=data.labels,
             workdir=workdir / "reference",
         )
+        if baseline is not None:
+            # What a user loses, he loses against the model he had, not against our compressed one.
+            reference = replace(reference, score=baseline)
         advance(1)
         for number, (spec, artifact) in enumerate(artifacts.items(), start=2):
             with _naming(spec), clock.progress.step(f"validating {spec}"):

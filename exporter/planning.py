@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from exporter.artifacts import ArtifactSpec, Format
+from exporter.compression import DistillTable, PruneTable, QatTable, StudentTable, training_of
 from exporter.errors import CalibrationError, RecipeError, UnsafeError, UnsupportedError, UsageError
 from exporter.recipe import Recipe
 from exporter.schemes import Method, Scheme
@@ -212,7 +213,48 @@ def _check_plan(plan: Plan) -> None:
             f"{static} needs calibration data and the recipe gives none",
             fix='add [data] calibration = { source = "npz", path = "…" }, or use scheme = "dynamic_wi8_ai8"',
         )
+    _check_compression(plan)
     _check_files(plan)
+
+
+def _check_compression(plan: Plan) -> None:
+    """Refuse orders of steps that undo each other, and trainings without data."""
+    recipe = plan.recipe
+    if recipe.compress and plan.origin is not Origin.FACTORY:
+        raise UnsupportedError(
+            f"[[compress]] changes the modules of a model, and {recipe.model.path} is a finished graph",
+            fix="give the model as factory and weights, or remove [[compress]]",
+        )
+    for number, step in enumerate(recipe.compress):
+        where = f"compress.{number} ({step.method})"
+        training = training_of(step, recipe.training)
+        if training is not None and recipe.data.training is None:
+            stay = "" if isinstance(step, DistillTable | QatTable) else ", or train = false in the step"
+            raise CalibrationError(
+                f"{where} trains, and the recipe gives no training data",
+                fix=f'add [data] training = {{ source = "npz", path = "…", labels = "label" }}{stay}',
+            )
+        if isinstance(step, QatTable):
+            _check_qat(recipe, step, where, last=number == len(recipe.compress) - 1)
+
+
+def _check_qat(recipe: Recipe, step: QatTable, where: str, *, last: bool) -> None:
+    scheme = Scheme.parse(step.scheme or recipe.quantize.scheme)
+    if not last:
+        raise RecipeError(
+            f"{where} is not the last step: what follows would undo what it trained",
+            fix="move qat to the end of [[compress]]",
+        )
+    if scheme.is_float or scheme.method is Method.DYNAMIC:
+        raise RecipeError(
+            f"{where}: there is nothing to train for in {scheme}",
+            fix="set quantize.scheme (or the step's scheme) to static_wi8_ai8 or weight_only_wi4_b32",
+        )
+    if scheme.needs_calibration and recipe.data.calibration is None:
+        raise CalibrationError(
+            f"{where}: {scheme} starts from calibrated ranges, and the recipe gives no calibration data",
+            fix='add [data] calibration = { source = "npz", path = "…" }',
+        )
 
 
 def _check_files(plan: Plan) -> None:
@@ -220,8 +262,25 @@ def _check_files(plan: Plan) -> None:
     from exporter.files import require_file
 
     model, resolve = plan.recipe.model, plan.recipe.resolve
-    for path, what in ((model.path, "the model"), (model.weights, "the weights")):
+    files = [(model.path, "the model"), (model.weights, "the weights")]
+    code = [(model.factory, "the factory's file")]
+    for number, step in enumerate(plan.recipe.compress):
+        match step:
+            case PruneTable():
+                files.append((step.history, f"compress.{number}.history"))
+            case StudentTable():
+                files.append((step.weights, f"compress.{number}.weights"))
+                code.append((step.factory, f"compress.{number}.factory"))
+            case DistillTable():
+                files.append((step.teacher_weights, f"compress.{number}.teacher_weights"))
+                code.append((step.teacher, f"compress.{number}.teacher"))
+        training = training_of(step, plan.recipe.training)
+        if training is not None:
+            own = (training.augment, training.function, training.loss if ":" in training.loss else None)
+            code += [(reference, "the training's file") for reference in own]
+    for path, what in files:
         if path is not None:
             require_file(resolve(path), what=what)
-    if model.factory is not None and model.factory.partition(":")[0].endswith(".py"):
-        require_file(resolve(Path(model.factory.partition(":")[0])), what="the factory's file")
+    for reference, what in code:
+        if reference is not None and reference.partition(":")[0].endswith(".py"):
+            require_file(resolve(Path(reference.partition(":")[0])), what=what)

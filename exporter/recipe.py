@@ -16,9 +16,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from exporter.artifacts import TensorSpec
+from exporter.compression import METHODS, CompressTable, TrainingTable
 from exporter.errors import RecipeError
 from exporter.files import near_paths
 from exporter.schemes import KNOWN_SCHEMES
+from exporter.search.table import ArchitectureTable, ConstraintsTable, TuneTable
 
 NAME_RULE = r"[a-z0-9][a-z0-9._-]{0,99}"
 _IDENTIFIERS = r"[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*"
@@ -113,10 +115,16 @@ class ModelTable(_Table):
 
 
 class DataTable(_Table):
-    """`[data]`: what the model is shown. `calibration` and `evaluation` are read by `calibration.sources`."""
+    """`[data]`: what the model is shown; every set is read by `calibration.sources`.
+
+    `training` is what `[[compress]]` trains on and `validation` what chooses its best epoch (without one, a
+    tenth of `training` is held out); `evaluation` judges what ships and is never trained on.
+    """
 
     calibration: Mapping[str, Any] | None = None
     evaluation: Mapping[str, Any] | None = None
+    training: Mapping[str, Any] | None = None
+    validation: Mapping[str, Any] | None = None
     preprocess: Mapping[str, Any] | None = None
     metric: str | None = None
 
@@ -158,7 +166,10 @@ class Recipe(_Table):
 
     model: ModelTable
     data: DataTable = DataTable()
+    training: TrainingTable = TrainingTable()
+    compress: tuple[CompressTable, ...] = ()
     quantize: QuantizeTable = QuantizeTable()
+    tune: TuneTable | None = None
     gates: GatesTable = GatesTable()
     targets: Mapping[str, Mapping[str, Any]] = {}
     folder: Path = Field(default=Path(), exclude=True, repr=False)
@@ -234,6 +245,12 @@ def _keys_at(location: Sequence[int | str]) -> list[str]:
         "quantize": QuantizeTable,
         "gates": GatesTable,
         "inputs": InputTable,
+        "training": TrainingTable,
+        "train": TrainingTable,
+        "tune": TuneTable,
+        "constraints": ConstraintsTable,
+        "architecture": ArchitectureTable,
+        **METHODS,
     }
     names = [part for part in location if isinstance(part, str)]
     table = tables[names[-1]] if names and names[-1] in tables else Recipe

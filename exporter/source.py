@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,9 @@ class SourceModel:
 
     Exactly one of `module` and `onnx` is set. `inputs` are in the order of `forward`'s arguments; `outputs`
     are the names the recipe wants (empty: the exporter names them); `example` holds one sample per input,
-    shaped as `inputs` with named axes sized by `axes`.
+    shaped as `inputs` with named axes sized by `axes`. `ranges` are activation ranges (low, high) that
+    quantisation-aware training has settled, by the value's name in the tidy ONNX graph: calibration does not
+    overrule them.
     """
 
     name: str
@@ -31,6 +33,7 @@ class SourceModel:
     outputs: tuple[str, ...]
     axes: Mapping[str, int]
     example: Mapping[str, np.ndarray]
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def forward(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Return the outputs of the torch module for `feeds` (name → array), in the module's order."""

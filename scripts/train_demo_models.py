@@ -34,6 +34,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
+from exporter.demo.augment import vary
 from exporter.demo.models import IMAGE_SIZE, build_cnn, build_vit
 from exporter.files import write_bytes
 
@@ -101,21 +102,6 @@ def divide(split: Split, count: int) -> tuple[Split, Split]:
     return Split(split.image[rest], split.label[rest]), Split(split.image[taken], split.label[taken])
 
 
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return `[N, 1, H, W]` images, each rotated up to 12°, scaled up to 12 % and shifted up to 3 pixels."""
-
-    def uniform(limit: float) -> Tensor:
-        return (torch.rand(len(images), generator=generator) * 2 - 1) * limit
-
-    angle, scale = uniform(math.radians(12)), 1 + uniform(0.12)
-    # Shifts are fractions of half the image: affine_grid's coordinates run from -1 to 1.
-    shift_x, shift_y = uniform(3 / (IMAGE_SIZE / 2)), uniform(3 / (IMAGE_SIZE / 2))
-    cosine, sine = torch.cos(angle) * scale, torch.sin(angle) * scale
-    matrix = torch.stack((cosine, -sine, shift_x, sine, cosine, shift_y), dim=1).reshape(-1, 2, 3)
-    grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
-    return functional.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
-
-
 def warmup_cosine(training: Training, step_count: int) -> Callable[[int], float]:
     """Return the learning-rate factor per step: linear warm-up, then half a cosine down to zero."""
     warmup = max(1, int(step_count * training.warmup_fraction))
@@ -167,7 +153,7 @@ def train(training: Training, fit: Split, validation: Split) -> dict[str, Tensor
         order = torch.randperm(len(labels), generator=generator)
         for step in range(batches_per_epoch):
             batch = order[step * training.batch_size : (step + 1) * training.batch_size]
-            logits = model(augment(images[batch], generator))
+            logits = model(vary(images[batch], generator))
             loss = functional.cross_entropy(logits, labels[batch], label_smoothing=training.label_smoothing)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch ships no types for it
@@ -243,7 +229,8 @@ def main() -> None:
     if not arguments.check:
         data = DEMO_FOLDER / "data"
         write_demo_file(data / "calibration.npz", serialize_npz({"image": calibration.image}))
-        write_demo_file(data / "evaluation.npz", serialize_npz({"image": test.image, "label": test.label}))
+        for name, split in (("evaluation", test), ("training", fit), ("validation", validation)):
+            write_demo_file(data / f"{name}.npz", serialize_npz({"image": split.image, "label": split.label}))
     for training in TRAININGS:
         if not arguments.check:
             started = time.perf_counter()

@@ -14,6 +14,7 @@ from exporter.cli.console import Console, pass_console, speaking
 from exporter.cli.text import inert, typed_path
 from exporter.errors import UsageError
 from exporter.files import disk_errors
+from exporter.processes import is_main_process
 
 if TYPE_CHECKING:
     from exporter.planning import Plan
@@ -47,10 +48,22 @@ DEFAULT_OUT = Path("edge-build")
     is_flag=True,
     help="Load a .pt2 or whole-module .pt, which can run code. Only for your own files.",
 )
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the compression that an interrupted build of this recipe left in OUT.",
+)
 @speaking
 @pass_console
 def command(
-    console: Console, *, recipe: Path, names: tuple[str, ...], out: Path, only_plan: bool, trust_code: bool
+    console: Console,
+    *,
+    recipe: Path,
+    names: tuple[str, ...],
+    out: Path,
+    only_plan: bool,
+    trust_code: bool,
+    resume: bool,
 ) -> None:
     """Build every artifact that RECIPE's targets want, measure each, and publish all of them or none.
 
@@ -59,7 +72,8 @@ def command(
     again = " ".join(
         ["edge-export build", typed_path(recipe), *(f"--target {inert(name)}" for name in names)]
     )
-    build_recipe(console, BuildRequest(recipe, out, names, only_plan, trust_code, again))
+    request = BuildRequest(recipe, out, names, only_plan, trust_code, again, resume=resume)
+    build_recipe(console, request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +89,7 @@ class BuildRequest:
     trust_code: bool = False
     again: str = ""
     next_commands: tuple[str, ...] = ()
+    resume: bool = False
 
 
 def build_recipe(console: Console, request: BuildRequest) -> None:
@@ -118,11 +133,22 @@ def _require_folder(out: Path) -> None:
 def _run(console: Console, plan: Plan, request: BuildRequest) -> None:
     from exporter.cli.report_view import show_report
 
+    if not is_main_process():
+        _train_along(plan, request)
+        return
     with console.work() as (progress, log):
         # Inside the work: importing the frameworks is the first thing that takes seconds.
         with progress.step("load the frameworks"):
             from exporter.pipeline import build
-        result = build(plan, out=request.out, progress=progress, log=log)
+        result = build(plan, out=request.out, progress=progress, log=log, resume=request.resume)
     show_report(console, result.path, result.report, request.next_commands)
     if console.verbose:
         console.tell(f"log: {log}")
+
+
+def _train_along(plan: Plan, request: BuildRequest) -> None:
+    """Be one of several processes that train: silent, and writing nothing of the build."""
+    from exporter.pipeline import take_part
+    from exporter.progress import Silence
+
+    take_part(plan, out=request.out, progress=Silence(), log=Path(os.devnull), resume=request.resume)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.cli.console import Column, Console, named_once
 
 if TYPE_CHECKING:
+    from exporter.compression import CompressTable
     from exporter.planning import Plan
 
 
@@ -65,6 +66,8 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
         "calibration": _source_of(recipe.data.calibration),
         "evaluation": _source_of(recipe.data.evaluation),
         "metric": recipe.data.metric,
+        "training": _source_of(recipe.data.training),
+        "compress": [_step(step) for step in recipe.compress],
         "quantize": {
             "scheme": recipe.quantize.scheme,
             "rule": recipe.quantize.rule,
@@ -72,6 +75,11 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
             "max_drop": recipe.quantize.max_drop,
         },
     }
+
+
+def _step(step: CompressTable) -> dict[str, Any]:
+    """Return one step of `[[compress]]` as its author wrote it."""
+    return step.model_dump(mode="json", exclude_unset=True)
 
 
 def _source_of(table: Any) -> str | None:
@@ -93,8 +101,17 @@ def _terms(facts: dict[str, Any]) -> list[tuple[str, str]]:
             f"{facts['evaluation'] or 'none'}; metric {facts['metric'] or 'agreement with the float model'}",
         ),
     ]
+    if facts["compress"]:
+        terms.append(("compress", "; ".join(_sentence(step) for step in facts["compress"])))
+        terms.append(("training", facts["training"] or "none"))
     if quantize["max_drop"] is not None:
         terms.append(("budget", f"at most {quantize['max_drop']:g} points lost"))
     if quantize["keep"]:
         terms.append(("kept in float", ", ".join(quantize["keep"])))
     return terms
+
+
+def _sentence(step: dict[str, Any]) -> str:
+    """Return a step of compression in a few words, its training's keys left out."""
+    keys = (f"{key} {value}" for key, value in step.items() if key not in {"method", "train"})
+    return " ".join([step["method"], *keys])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.cli import figures
+from exporter.cli.compression_view import show_compression
 from exporter.cli.console import Column, Console
 from exporter.cli.text import typed_path
 
@@ -24,6 +25,8 @@ def show_report(console: Console, path: Path, report: Mapping[str, Any], more: S
     console.heading(f"{model['name']} {model['version']}", f"{parameters} parameters, {size} as float32")
     console.answer()
     console.answer_table(_columns(report), [*_reference_row(report), *_artifact_rows(report)])
+    if "compression" in report:
+        show_compression(console, report["compression"])
     console.answer()
     for line in _explanations(report):
         console.answer(line, style="dim")
@@ -68,6 +71,9 @@ def _reference_row(report: Mapping[str, Any]) -> list[list[str]]:
     """Return the float model's row, which the others are measured against."""
     task = next((a["evidence"]["task"] for a in report["artifacts"] if a["evidence"]["task"]), None)
     latency = report["model"]["float_latency"]
+    if "compression" in report:
+        # The float graph of this build is the compressed one: the model as it was is in the compression's figures.
+        latency = report["compression"]["original"]
     return [
         [
             "float model",

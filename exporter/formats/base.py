@@ -6,7 +6,7 @@ A producer turns one model into one file: it decides nothing about targets and m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,8 @@ class ProduceRequest:
     that this same build wrote (`None` when the model came as ONNX); `inputs`/`outputs` are the model's
     specs with named axes, `axes` the sizes that fix them; `samples` is a folder `00000.npz, 00001.npz, …`
     of calibration samples in calibration order (`None` if the scheme needs none); `statistics` what was
-    seen while running them through `onnx`; `rule` names the range rule; `keep` are glob patterns of
+    seen while running them through `onnx`; `settled` are ranges that training has fixed, by value name, which
+    overrule what `statistics` and `rule` say; `rule` names the range rule; `keep` are glob patterns of
     layer names that stay float.
     """
 
@@ -41,6 +42,7 @@ class ProduceRequest:
     keep: tuple[str, ...]
     destination: Path
     workdir: Path
+    settled: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:

@@ -27,6 +27,7 @@ def produce(request: ProduceRequest) -> Artifact:
         rule=request.rule,
         keep=request.keep,
         axes=request.axes,
+        settled=request.settled,
     )
     fixed = request.spec.shapes is Shapes.FIXED
     if fixed:

@@ -16,6 +16,7 @@ from exporter.formats.tflite_calibrate import observe, ranges
 from exporter.formats.tflite_coverage import coverage
 from exporter.formats.tflite_float import float_model
 from exporter.formats.tflite_graph import NUMPY_DTYPES, TYPE_NAMES, read_model, shape_of
+from exporter.formats.tflite_pack import pack
 from exporter.formats.tflite_policy import Decision, Treatment, decide, is_kept
 from exporter.formats.tflite_quantize import activations, needs_current_runtime, quantize
 from exporter.schemes import Scheme
@@ -44,14 +45,19 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
             fix="use tflite:float16, or look at the reason of each operator in the details",
             details={"left_float": covered.reasons()},
         )
-    files.write_bytes(Path(request["path"]), content)
-    return {
+    answer = {
         "inputs": _specs(finished, "inputs"),
         "outputs": _specs(finished, "outputs"),
         "layers": to_plain(covered.layers),
+    }
+    is_current = needs_current_runtime(finished)
+    content = pack(finished)
+    files.write_bytes(Path(request["path"]), content)
+    return {
+        **answer,
         "notes": [
             *_notes(scheme, decisions, keep, made.path.stat().st_size, len(content)),
-            *([_CURRENT_RUNTIME] if needs_current_runtime(finished) else []),
+            *([_CURRENT_RUNTIME] if is_current else []),
         ],
     }
 

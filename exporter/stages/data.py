@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from exporter.user_code import import_user_code
 
 if TYPE_CHECKING:
     from calibration.dataset import Dataset
+    from exporter.training.data import TrainingData
 
 SYNTHETIC_SAMPLES = 8
 LARGEST_SCALE_RATIO = 16.0
@@ -27,6 +29,7 @@ LARGEST_SCALE_RATIO = 16.0
 class BuildData:
     """The data of a build: what calibrates, what judges (`samples`, re-iterable), and what was noticed.
 
+    `training` is read only for a recipe with `[[compress]]`.
     `class_names` are the recipe's labels, or the folders' names where an image source took its labels from
     them; empty if there are none.
     """
@@ -39,6 +42,7 @@ class BuildData:
     metric_name: str | None
     metric: Metric | None
     findings: tuple[str, ...]
+    training: TrainingData | None = None
 
 
 def read_data(plan: Plan, source: SourceModel) -> BuildData:
@@ -55,7 +59,10 @@ def read_data(plan: Plan, source: SourceModel) -> BuildData:
     preprocess = preprocess_from_dict(table.preprocess)
     opened: dict[str, Dataset] = {}
     findings: list[str] = []
-    for role, config in (("calibration", table.calibration), ("evaluation", table.evaluation)):
+    roles = {"calibration": table.calibration, "evaluation": table.evaluation}
+    if plan.recipe.compress:
+        roles |= {"training": table.training, "validation": table.validation}
+    for role, config in roles.items():
         if config is None:
             continue
         dataset = open_dataset(config, root=plan.recipe.folder, inputs=source.inputs, preprocess=preprocess)
@@ -63,8 +70,9 @@ def read_data(plan: Plan, source: SourceModel) -> BuildData:
             f"{role} data: {found.message}; {found.fix}" for found in check_dataset(dataset, source.inputs)
         ]
         opened[role] = dataset
-    if len(opened) == 2:
-        _require_same_scale(opened["calibration"], opened["evaluation"], source)
+    present = [role for role in ("calibration", "evaluation", "training") if role in opened]
+    for first, second in itertools.pairwise(present):
+        _require_same_scale(first, second, opened, source)
     judging = opened.get("evaluation") or opened.get("calibration")
     if judging is None:
         findings.append(
@@ -83,19 +91,39 @@ def read_data(plan: Plan, source: SourceModel) -> BuildData:
         metric_name=name,
         metric=metric,
         findings=tuple(findings),
+        training=_training(plan, source, opened, name, metric),
     )
 
 
-def _require_same_scale(calibration: Dataset, evaluation: Dataset, source: SourceModel) -> None:
+def _training(
+    plan: Plan, source: SourceModel, opened: Mapping[str, Dataset], name: str | None, metric: Metric | None
+) -> TrainingData | None:
+    if "training" not in opened:
+        return None
+    from exporter.training.data import gather
+
+    if metric is None and opened["training"].labels is not None:
+        name, metric = "top1", METRICS["top1"]
+    return gather(
+        opened["training"],
+        opened.get("validation"),
+        source.inputs,
+        metric_name=name,
+        metric=metric,
+        seed=plan.recipe.training.seed,
+    )
+
+
+def _require_same_scale(one: str, other: str, opened: Mapping[str, Dataset], source: SourceModel) -> None:
     """Raise when typical peaks of an input differ: 0..255 in one set, 0..1 in the other, is the usual way."""
     for spec in source.inputs:
         if np.dtype(spec.dtype).kind != "f":
             continue
-        first, second = _typical_peak(calibration, spec.name), _typical_peak(evaluation, spec.name)
+        first, second = _typical_peak(opened[one], spec.name), _typical_peak(opened[other], spec.name)
         low, high = sorted((first, second))
         if low > 0 and high / low > LARGEST_SCALE_RATIO:
             raise CalibrationError(
-                f"input {spec.name!r} typically reaches {first:.4g} in calibration and {second:.4g} in evaluation data",
+                f"input {spec.name!r} typically reaches {first:.4g} in {one} and {second:.4g} in {other} data",
                 fix="prepare both alike: one of them is probably not scaled as the model wants (0..255 against 0..1)",
             )
 

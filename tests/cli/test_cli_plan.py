@@ -60,6 +60,8 @@ def test_a_plan_is_a_document_with_json(recipe: Path, call: Call) -> None:
         "calibration": "npz calibration.npz",
         "evaluation": None,
         "metric": None,
+        "training": None,
+        "compress": [],
         "quantize": {"scheme": "static_wi8_ai8", "rule": "mse", "keep": [], "max_drop": None},
     }
 

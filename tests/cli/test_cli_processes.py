@@ -109,7 +109,7 @@ import logging, os, sys, types, warnings
 from pathlib import Path
 from exporter.cli import main
 
-def build(plan, *, out, progress, log):
+def build(plan, *, out, progress, log, resume):
     print("python prints"); os.system("echo native code prints; echo and complains >&2")
     warnings.warn("a warning", stacklevel=1); logging.getLogger("library").warning("a record")
     own = logging.getLogger("torch.onnx"); own.addHandler(logging.StreamHandler())

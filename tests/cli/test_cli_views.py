@@ -148,7 +148,7 @@ def test_a_build_hands_the_plan_on_and_shows_what_comes_back(
 ) -> None:
     asked: dict[str, Any] = {}
 
-    def build(plan: Any, *, out: Path, progress: Any, log: Path) -> Any:
+    def build(plan: Any, *, out: Path, progress: Any, log: Path, resume: bool) -> Any:
         asked.update(name=plan.recipe.model.name, out=out, log_exists=log.is_file())
         with progress.step("calibrating", 2) as advance:
             advance(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -11,9 +12,9 @@ import onnx_ir.passes.common as passes
 from exporter.artifacts import Coverage
 from exporter.errors import CalibrationError, RecipeError, UnsupportedError
 from exporter.graph import matches
+from exporter.integers.outcome import Outcome
 from exporter.schemes import Method, Scheme
 from exporter.stages.quantize.coverage import coverage_of
-from exporter.stages.quantize.outcome import Outcome
 
 if TYPE_CHECKING:
     from calibration.collect import Statistics
@@ -27,10 +28,12 @@ def quantize(
     rule: str,
     keep: Sequence[str],
     axes: Mapping[str, int],
+    settled: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> tuple[ir.Model, Coverage]:
     """Return `model` under `scheme` and its coverage; the given graph is not changed.
 
-    Static schemes take activation ranges from `statistics` by `rule`. Raises `RecipeError` for a `keep`
+    Static schemes take activation ranges from `settled` (by value name: what training has fixed) where it has
+    one, else from `statistics` by `rule`. Raises `RecipeError` for a `keep`
     pattern that matches nothing, `UnsupportedError` (12) with the coverage when nothing was quantised,
     `CalibrationError` when a static scheme has no statistics.
     """
@@ -42,7 +45,7 @@ def quantize(
                 fix="use onnx:float32, or tflite:float16 and mlpackage:float16 for GPUs and neural engines",
             )
         return model, coverage_of(model, None, axes, weights_only=False)
-    outcome = _outcome(model, scheme, statistics, rule, keep)
+    outcome = _outcome(model, scheme, statistics, rule, keep, settled)
     coverage = coverage_of(model, outcome, axes, weights_only=scheme.method is Method.WEIGHT_ONLY)
     if not coverage.quantized_count:
         reasons = "; ".join(f"{count} × {reason}" for reason, count in list(coverage.reasons().items())[:5])
@@ -56,7 +59,12 @@ def quantize(
 
 
 def _outcome(
-    model: ir.Model, scheme: Scheme, statistics: Statistics | None, rule: str, keep: Sequence[str]
+    model: ir.Model,
+    scheme: Scheme,
+    statistics: Statistics | None,
+    rule: str,
+    keep: Sequence[str],
+    settled: Mapping[str, tuple[float, float]],
 ) -> Outcome:
     if scheme.method is Method.STATIC:
         from exporter.stages.quantize.regions import activation_values
@@ -68,6 +76,9 @@ def _outcome(
             )
         ranges = {}
         for name in activation_values(model, keep):
+            if name in settled:
+                ranges[name] = settled[name]
+                continue
             found = statistics.range_of(name, rule)
             ranges[name] = (found.low, found.high)
         return quantize_static(model, ranges, unsigned=scheme.unsigned_activations, keep=keep)

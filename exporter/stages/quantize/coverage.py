@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from exporter.artifacts import Coverage, LayerCoverage
 from exporter.graph import floating_nodes, is_float, node_macs
-from exporter.stages.quantize.outcome import Outcome
+from exporter.integers.outcome import Outcome
 
 _FRAGILE = frozenset(
     {"LayerNormalization", "Softmax", "Gelu", "Erf", "Exp", "Pow", "Sqrt", "Div", "Tanh", "ReduceMean", "Sigmoid",

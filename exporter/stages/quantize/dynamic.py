@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from exporter.stages.quantize.outcome import Outcome
-from exporter.stages.quantize.rewrite import (
+from exporter.integers.outcome import Outcome
+from exporter.integers.rewrite import (
     Rewrite,
     finish_product,
     is_matrix_product,
@@ -24,9 +24,9 @@ from exporter.stages.quantize.rewrite import (
     obstacle,
     weight_of,
 )
-from exporter.stages.quantize.stored import store_convolutions
-from exporter.stages.quantize.tables import choose_tables, look_up_rows, store_rows, tie_tables, tied_heads
-from exporter.stages.quantize.weights import quantize_per_channel
+from exporter.integers.stored import store_convolutions
+from exporter.integers.tables import choose_tables, look_up_rows, store_rows, tie_tables, tied_heads
+from exporter.integers.weights import quantize_per_channel
 
 STORED_ONLY = "stored as int8, computed in float: onnxruntime's integer convolution is slower"
 

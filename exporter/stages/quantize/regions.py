@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from exporter.graph import consumers, is_constant, is_float, matches
-from exporter.stages.quantize.rewrite import KEPT, constant_matrix
+from exporter.integers.rewrite import KEPT, constant_matrix
 
 FUSED_ACTIVATIONS = frozenset({"Relu", "Clip"})
 """Absorbed by the quantisation of their output when they alone follow an int8 operator."""

@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 
 from exporter.errors import CalibrationError
 from exporter.graph import constant_of, is_constant
-from exporter.stages.quantize.grid import Grid, grid_of
-from exporter.stages.quantize.outcome import Outcome
+from exporter.integers.grid import Grid, grid_of
+from exporter.integers.outcome import Outcome
+from exporter.integers.rewrite import Rewrite, constant_matrix, output_channel_axis
+from exporter.integers.tables import choose_tables, look_up_rows, store_rows, tie_tables, tied_heads
+from exporter.integers.weights import (
+    quantize_bias,
+    quantize_per_channel,
+    round_per_channel,
+    scales_for_bias,
+)
 from exporter.stages.quantize.regions import Regions, decide_regions
-from exporter.stages.quantize.rewrite import Rewrite, constant_matrix
-from exporter.stages.quantize.tables import choose_tables, look_up_rows, store_rows, tie_tables, tied_heads
-from exporter.stages.quantize.weights import quantize_per_channel
-
-LARGEST_BIAS = 2.0**30
-"""Largest |bias| in units of its scale: half of int32, leaving room for the accumulated products."""
-LARGEST_SCALE = 2.0**100
 
 
 def quantize_static(
@@ -130,7 +131,7 @@ class _Writer:
         count = 0 if rows.shape is None else int(rows.shape[0])  # type: ignore[arg-type]
         zero_point = self._small(np.zeros(count, np.int8), "zero_point")
         for head in heads:
-            axis = _output_channel_axis(head)
+            axis = output_channel_axis(head)
             source = rows if axis == 0 else columns
             (weight,) = self.rewrite.insert(
                 head, "DequantizeLinear", [source, vector, zero_point], f"{name}/dq", axis=axis
@@ -140,16 +141,15 @@ class _Writer:
     # -- constants --
 
     def _quantize_constants(self, node: ir.Node, weight: ir.Value) -> None:
-        axis = _output_channel_axis(node)
+        axis = output_channel_axis(node)
         array, bias = constant_of(weight), _bias_of(node)
         if array is None:
             return
-        needed = np.float32(0.0)
+        needed: NDArray[np.float32] | np.float32 = np.float32(0.0)
         if bias is not None:
             channels = array.shape[axis]
             bias = np.broadcast_to(bias.reshape(-1), (channels,))
-            coarsest = np.abs(bias).astype(np.float64) / (self._input_scale(node) * LARGEST_BIAS)
-            needed = np.minimum(coarsest, LARGEST_SCALE).astype(np.float32)
+            needed = scales_for_bias(bias, self._input_scale(node))
         restored, scales = self._dequantized_weight(weight, array, axis, needed)
         node.replace_input_with(1, restored)
         if bias is not None:
@@ -170,7 +170,7 @@ class _Writer:
         integers, scales = quantize_per_channel(array, axis)
         if coarser:
             scales = np.maximum(scales, needed)
-            integers = _round_to(array, scales, axis)
+            integers = round_per_channel(array, scales, axis)
         stored = self.rewrite.constant(f"{weight.name}/int8", integers)
         # onnxruntime's fusions want the zero point spelled out; equal ones are stored once.
         inputs = [
@@ -182,8 +182,7 @@ class _Writer:
         return self.weights[key]
 
     def _quantize_bias(self, node: ir.Node, bias: NDArray[Any], scales: NDArray[Any]) -> None:
-        integers = np.rint(bias.astype(np.float64) / scales.astype(np.float64))
-        integers = np.clip(integers, -(2**31), 2**31 - 1).astype(np.int32)
+        integers = quantize_bias(bias, scales)
         given = node.inputs[2]
         name = f"{given.name}/int32" if given is not None else f"{node.name}/bias"
         stored = self.rewrite.constant(name, integers)
@@ -233,18 +232,3 @@ def _bias_of(node: ir.Node) -> NDArray[Any] | None:
     if node.op_type == "MatMul" or len(node.inputs) < 3:
         return None
     return constant_of(node.inputs[2])
-
-
-def _output_channel_axis(node: ir.Node) -> int:
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "Gemm":
-        return 0 if node.attributes.get_int("transB", 0) else 1
-    return 1
-
-
-def _round_to(weight: NDArray[Any], scales: NDArray[Any], axis: int) -> NDArray[np.int8]:
-    shape = [1] * weight.ndim
-    shape[axis] = -1
-    integers: NDArray[np.int8] = np.clip(np.rint(weight / scales.reshape(shape)), -127, 127).astype(np.int8)
-    return integers

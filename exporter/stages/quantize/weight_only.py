@@ -24,8 +24,8 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.errors import UsageError
-from exporter.stages.quantize.outcome import Outcome
-from exporter.stages.quantize.rewrite import (
+from exporter.integers.outcome import Outcome
+from exporter.integers.rewrite import (
     Matrix,
     Rewrite,
     array_of,
@@ -35,8 +35,8 @@ from exporter.stages.quantize.rewrite import (
     obstacle,
     weight_of,
 )
-from exporter.stages.quantize.stored import store_convolutions
-from exporter.stages.quantize.tables import (
+from exporter.integers.stored import store_convolutions
+from exporter.integers.tables import (
     StoredRows,
     choose_tables,
     cut_columns,
@@ -46,13 +46,11 @@ from exporter.stages.quantize.tables import (
     tied_heads,
     to_unsigned,
 )
-from exporter.stages.quantize.weights import quantize_blocks, quantize_per_channel
+from exporter.integers.weights import kernel_block, quantize_blocks, quantize_per_channel
 
 MICROSOFT = "com.microsoft"
 FLOAT = int(ir.DataType.FLOAT)
 INT8_CONVOLUTION = "onnxruntime has no int4 convolution; stored as int8"
-_KERNEL_BLOCKS = (256, 128, 64, 32, 16)
-_TOLERATED_PADDING = 1.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +79,6 @@ def quantize_weight_only(
     quantized = model.clone()
     tie_tables(quantized)
     return _WeightOnly(Rewrite(quantized, keep), bits, block_size).run()
-
-
-def kernel_block(depth: int) -> int:
-    """Return the largest block of MatMulNBits that pads `depth` by 3 % at most, else the one padding least."""
-    padded = {block: -(-depth // block) * block for block in _KERNEL_BLOCKS}
-    tight = [block for block, size in padded.items() if size <= _TOLERATED_PADDING * depth]
-    return tight[0] if tight else min(_KERNEL_BLOCKS, key=lambda block: (padded[block], -block))
 
 
 class _WeightOnly:

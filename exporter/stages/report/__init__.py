@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from exporter import __version__
 from exporter.artifacts import Artifact, ArtifactSpec, Evidence, GateResult, to_plain
@@ -16,6 +16,7 @@ from exporter.source import SourceModel
 
 if TYPE_CHECKING:
     from calibration.statistics import Statistics
+    from exporter.artifacts import CompressionStep, ModelFigures
 
 REPORT_SCHEMA = 1
 _TOOLS = (
@@ -42,9 +43,15 @@ def report_document(
     findings: Sequence[str],
     evaluated_on: str,
     seconds: Mapping[str, float],
+    compressed: Compression | None = None,
 ) -> dict[str, Any]:
-    """Return the content of `report.json`; `docs/report.md` describes the keys."""
+    """Return the content of `report.json`; `docs/report.md` describes the keys.
+
+    Sizes and scores are held against the model as the recipe gave it, also where `compressed` came between.
+    """
     float_size = size_bytes(onnx) + sum(size_bytes(path) for path in onnx.parent.glob(f"{onnx.name}.data"))
+    if compressed is not None:
+        float_size = compressed.original.size_bytes
     return {
         "schema": REPORT_SCHEMA,
         "tool": {"name": "edge-exporter", "version": __version__},
@@ -60,6 +67,7 @@ def report_document(
             "float_latency": to_plain(latency_of(reference)),
             **_graph_figures(onnx, source),
         },
+        **_compression(compressed),
         "data": {
             "evaluated_on": evaluated_on,
             "calibration_samples": statistics.samples if statistics is not None else None,
@@ -79,6 +87,28 @@ def report_document(
         "targets": {name: {"folder": name} for name in plan.targets},
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
     }
+
+
+class Compression(Protocol):
+    """What compression says of itself; `exporter.stages.compress.Compressed` is one."""
+
+    @property
+    def original(self) -> ModelFigures:
+        """The model as the recipe loaded it."""
+
+    @property
+    def steps(self) -> tuple[CompressionStep, ...]:
+        """What each step did, in order."""
+
+
+def _compression(compressed: Compression | None) -> dict[str, Any]:
+    if compressed is None:
+        return {}
+    steps = [
+        {key: value for key, value in to_plain(step).items() if key != "original"}
+        for step in compressed.steps
+    ]
+    return {"compression": {"original": to_plain(compressed.original), "steps": steps}}
 
 
 def _graph_figures(onnx: Path, source: SourceModel) -> dict[str, int]:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from quantize_graphs import executed, graph, node, run, serialized, sqnr_db, weights
 
+from exporter.integers.rewrite import array_of
+from exporter.integers.weights import dequantize_per_channel, quantize_per_channel
 from exporter.stages.quantize.dynamic import STORED_ONLY, quantize_dynamic
-from exporter.stages.quantize.rewrite import array_of
-from exporter.stages.quantize.weights import dequantize_per_channel, quantize_per_channel
 
 RNG_SEED = 3
 OPSETS = [13, 17, 18, 21]

@@ -10,16 +10,16 @@ import pytest
 from numpy.typing import NDArray
 from quantize_graphs import graph, node, run, serialized, sqnr_db, weights
 
-from exporter.stages.quantize.dynamic import quantize_dynamic
-from exporter.stages.quantize.outcome import Outcome
-from exporter.stages.quantize.tables import quantize_tables, tie_tables
-from exporter.stages.quantize.weight_only import quantize_weight_only
-from exporter.stages.quantize.weights import (
+from exporter.integers.outcome import Outcome
+from exporter.integers.tables import quantize_tables, tie_tables
+from exporter.integers.weights import (
     dequantize_blocks,
     dequantize_per_channel,
     quantize_blocks,
     quantize_per_channel,
 )
+from exporter.stages.quantize.dynamic import quantize_dynamic
+from exporter.stages.quantize.weight_only import quantize_weight_only
 
 ROWS = 500
 Quantizer = Callable[..., Outcome]

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
 from exporter.errors import CalibrationError, RecipeError, UnsupportedError
+from exporter.integers.grid import grid_of
 from exporter.onnx_write import save_onnx
 from exporter.schemes import Scheme
 from exporter.stages.quantize import quantize
-from exporter.stages.quantize.grid import grid_of
 from exporter.stages.quantize.regions import activation_values, decide_regions
 from exporter.stages.quantize.static import quantize_static
 

@@ -13,13 +13,14 @@ from quantize_graphs import executed, graph, node, run, serialized, sqnr_db, wei
 from test_dynamic import GEMMS, OPSETS, attention_block, convolutions, gemm, perceptron, sample
 
 from exporter.errors import UsageError
-from exporter.stages.quantize.weight_only import INT8_CONVOLUTION, kernel_block, quantize_weight_only
-from exporter.stages.quantize.weights import (
+from exporter.integers.weights import (
     dequantize_blocks,
     dequantize_per_channel,
+    kernel_block,
     quantize_blocks,
     quantize_per_channel,
 )
+from exporter.stages.quantize.weight_only import INT8_CONVOLUTION, quantize_weight_only
 
 FORMS: list[tuple[int, int | None]] = [(8, None), (8, 32), (4, 16), (4, 32), (4, 64), (4, 128)]
 KERNEL_NOISE_DB = 36

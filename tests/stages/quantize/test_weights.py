@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from quantize_graphs import weights
 
 from exporter.errors import GateError, UsageError
-from exporter.stages.quantize.weights import (
+from exporter.integers.weights import (
     SMALLEST_SCALE,
     Blocks,
     dequantize_blocks,

@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.graph import is_constant
-from exporter.stages.quantize.rewrite import CONVOLUTIONS, KEPT, Rewrite, array_of
-from exporter.stages.quantize.weights import along_axis, quantize_per_channel
+from exporter.integers.rewrite import CONVOLUTIONS, KEPT, Rewrite, array_of
+from exporter.integers.weights import along_axis, quantize_per_channel
 
 SMALLEST_SAVING_BYTES = 1024
 """Below this the two added operators and the scales eat what int8 saves."""
@@ -32,18 +32,19 @@ def store_convolutions(rewrite: Rewrite) -> dict[ir.Node, str]:
     for node in list(rewrite.graph):
         if node.op_type not in CONVOLUTIONS or node.domain not in {"", "ai.onnx"}:
             continue
-        reasons[node] = _obstacle(rewrite, node)
+        reasons[node] = storing_obstacle(rewrite, node)
         weight = node.inputs[1]
         if reasons[node] or weight is None:
             continue
-        key = (weight, _output_axis(node, weight))
+        key = (weight, channel_axis(node, weight))
         if key not in stored:
             stored[key] = _store(rewrite, node, *key)
         node.replace_input_with(1, stored[key])
     return reasons
 
 
-def _obstacle(rewrite: Rewrite, node: ir.Node) -> str:
+def storing_obstacle(rewrite: Rewrite, node: ir.Node) -> str:
+    """Return why the weight of a convolution cannot be stored as int8 ("" if it can)."""
     weight = node.inputs[1]
     if rewrite.is_kept(node):
         return KEPT
@@ -51,13 +52,13 @@ def _obstacle(rewrite: Rewrite, node: ir.Node) -> str:
         return "its weight is computed at run time"
     if weight.dtype != ir.DataType.FLOAT:
         return f"its weight is {str(weight.dtype).lower()}, not float32"
-    channels = weight.const_value.shape[_output_axis(node, weight)]
+    channels = weight.const_value.shape[channel_axis(node, weight)]
     if isinstance(channels, int) and 3 * weight.const_value.size - 4 * channels < SMALLEST_SAVING_BYTES:
         return "its weights are too few for int8 to make the file smaller"
     return ""
 
 
-def _output_axis(node: ir.Node, weight: ir.Value) -> int:
+def channel_axis(node: ir.Node, weight: ir.Value) -> int:
     """Return the axis of output channels; of a depthwise ConvTranspose `[in, 1, …]`, that of its channels."""
     if node.op_type == "Conv" or (weight.const_value is not None and weight.const_value.shape[1] == 1):
         return 0

@@ -17,9 +17,14 @@ from exporter.errors import GateError, UsageError
 
 SMALLEST_SCALE = np.float32(2.0**-100)
 """Far above float32's subnormals (2^-126), so that a scale times an activation's scale is normal too."""
+LARGEST_BIAS = 2.0**30
+"""Largest |bias| in units of its scale: half of int32, leaving room for the accumulated products."""
+LARGEST_SCALE = 2.0**100
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 """Fractions of a block's full range that are tried: clipping a few outliers lets the many be finer."""
 _ELEMENTS_AT_ONCE = 1 << 20
+_KERNEL_BLOCKS = (256, 128, 64, 32, 16)
+_TOLERATED_PADDING = 1.03
 
 Floats = NDArray[np.floating[Any]]
 
@@ -63,6 +68,29 @@ def quantize_per_channel(
     steps = weight / along_axis(scales, axis, weight.ndim)
     np.rint(steps, out=steps)
     return np.clip(steps, -limit, limit, out=steps).astype(np.int8), scales
+
+
+def scales_for_bias(bias: Floats, input_scale: float) -> NDArray[np.float32]:
+    """Return the smallest weight scale of each channel at which its bias fits int32.
+
+    The bias is stored at input scale · weight scale; a nearly dead channel with a real bias needs coarser
+    weights than its own largest magnitude asks for.
+    """
+    coarsest = np.abs(bias).astype(np.float64) / (input_scale * LARGEST_BIAS)
+    return np.minimum(coarsest, LARGEST_SCALE).astype(np.float32)
+
+
+def round_per_channel(weight: Floats, scales: NDArray[np.float32], axis: int) -> NDArray[np.int8]:
+    """Return `weight` as int8 in ±127 at the given scales."""
+    steps = np.rint(weight / along_axis(scales, axis, weight.ndim))
+    integers: NDArray[np.int8] = np.clip(steps, -127, 127).astype(np.int8)
+    return integers
+
+
+def quantize_bias(bias: Floats, scales: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Return `bias` as int32 in units of `scales` (input scale · weight scale of each channel)."""
+    integers = np.rint(bias.astype(np.float64) / scales.astype(np.float64))
+    return np.clip(integers, -(2**31), 2**31 - 1).astype(np.int32)
 
 
 def dequantize_per_channel(
@@ -115,6 +143,13 @@ def quantize_blocks(weight: Floats, block_size: int, bits: int = 4, *, symmetric
         bits=bits,
         columns=columns,
     )
+
+
+def kernel_block(depth: int) -> int:
+    """Return the largest block of MatMulNBits that pads `depth` by 3 % at most, else the one padding least."""
+    padded = {block: -(-depth // block) * block for block in _KERNEL_BLOCKS}
+    tight = [block for block, size in padded.items() if size <= _TOLERATED_PADDING * depth]
+    return tight[0] if tight else min(_KERNEL_BLOCKS, key=lambda block: (padded[block], -block))
 
 
 def dequantize_blocks(blocks: Blocks) -> NDArray[np.float32]:

@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.graph import consumers, is_constant, is_float
-from exporter.stages.quantize.outcome import Outcome
-from exporter.stages.quantize.rewrite import (
+from exporter.integers.outcome import Outcome
+from exporter.integers.rewrite import (
     KEPT,
     Matrix,
     Rewrite,
@@ -23,7 +23,7 @@ from exporter.stages.quantize.rewrite import (
     constant_matrix,
     is_matrix_product,
 )
-from exporter.stages.quantize.weights import quantize_per_channel
+from exporter.integers.weights import quantize_per_channel
 
 SMALLEST_TABLE_ROWS = 65
 """Tables of 64 rows or fewer (token types, say) stay float: they weigh nothing."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from exporter.errors import InternalError
 from exporter.graph import constant_of, is_constant, is_float, matches
-from exporter.stages.quantize.outcome import Outcome
+from exporter.integers.outcome import Outcome
 
 KEPT = "kept in float by the recipe"
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
@@ -74,7 +74,7 @@ class Rewrite:
         *,
         domain: str = "",
         outputs: int = 1,
-        **attributes: int | float | Sequence[int],
+        **attributes: int | float | str | Sequence[int],
     ) -> tuple[ir.Value, ...]:
         """Insert an operator called `name` before `before` and return its outputs, named after it."""
         node = ir.node(op, inputs, attributes, domain=domain, num_outputs=outputs, name=name)
@@ -153,6 +153,15 @@ def constant_matrix(node: ir.Node) -> Matrix | None:
     if value.shape is None or len(value.shape) != 2:
         return None
     return Matrix(value, by_output)
+
+
+def output_channel_axis(node: ir.Node) -> int:
+    """Return which axis of the weight of a Conv, Gemm or MatMul counts its output channels."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "Gemm":
+        return 0 if node.attributes.get_int("transB", 0) else 1
+    return 1
 
 
 def weight_of(node: ir.Node) -> Matrix:

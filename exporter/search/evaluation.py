@@ -1,0 +1,387 @@
+"""The real evaluation of a variant: compress, export, make the one artifact, run it, and measure.
+
+Like the pipeline this module passes nouns from stage to stage; unlike it, it makes one file for this host,
+judges it on the data that chooses, and bundles nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from exporter.artifacts import Artifact, ArtifactSpec, Coverage, Format, ModelFigures, Shapes
+from exporter.compression import DistillTable, PruneTable, QatTable, training_of
+from exporter.errors import EdgeError, GateError, InputError, UnsupportedError
+from exporter.files import size_bytes
+from exporter.formats import produce
+from exporter.formats.base import ProduceRequest
+from exporter.graph import node_macs, parameter_count
+from exporter.measurement import deflated_bytes, export, measure
+from exporter.metrics import Metric, compare_outputs
+from exporter.planning import Plan, make_plan
+from exporter.progress import Progress, Silence
+from exporter.recipe import Recipe
+from exporter.runtimes.onnxruntime_cpu import OnnxModel
+from exporter.runtimes.race import race
+from exporter.runtimes.worker import read_samples, run_artifact, write_sample
+from exporter.schemes import KNOWN_SCHEMES, Scheme
+from exporter.search.table import TuneTable
+from exporter.search.trial import Report, TrialFigures
+from exporter.source import SourceModel
+from exporter.stages.compress import Workshop, compress
+from exporter.stages.data import BuildData, read_data
+from exporter.stages.load import load
+from exporter.stages.quantize.regions import activation_values, decide_regions
+from exporter.user_code import import_user_code, said, user_line
+from targets.base import BundleRequest, Capabilities, RuntimeCapability, Target, TargetOptions
+
+if TYPE_CHECKING:
+    from calibration.statistics import Statistics
+
+ON_THE_TEST_SET = (
+    "no data.validation: trials are judged on data.evaluation, so the search fits that set, and the metric of the "
+    "chosen point is too good; hold some labelled samples out as data.validation"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HostTarget:
+    """This machine as a target: it runs any file that a runtime here loads, and is never packed for."""
+
+    name: str = "host"
+    summary: str = "the machine that searches"
+    options_model: type[TargetOptions] = TargetOptions
+
+    def capabilities(self, options: TargetOptions) -> Capabilities:  # noqa: ARG002
+        """Return that every scheme is tried: a runtime that refuses one says so itself."""
+        runtimes = {
+            "onnxruntime-cpu": Format.ONNX,
+            "onnxruntime-cpu (.ort)": Format.ORT,
+            "litert": Format.TFLITE,
+        }
+        schemes = frozenset(KNOWN_SCHEMES)
+        return Capabilities(
+            "1", tuple(RuntimeCapability(name, kind, schemes) for name, kind in runtimes.items())
+        )
+
+    def default_artifacts(self, options: TargetOptions) -> tuple[ArtifactSpec, ...]:  # noqa: ARG002
+        """Return none: what is made is always named."""
+        return ()
+
+    def bundle(self, request: BundleRequest) -> None:  # noqa: ARG002
+        """Refuse: nothing is shipped from a search."""
+        raise UnsupportedError("a search packs nothing", fix="build the recipe that it writes")
+
+
+def artifact_of(recipe: Recipe, table: TuneTable) -> ArtifactSpec:
+    """Return the artifact that a variant is judged by: as `[tune] artifact` spells it, or with `quantize.scheme`."""
+    body, _, suffix = table.artifact.partition("@")
+    if ":" in body:
+        return ArtifactSpec.parse(table.artifact)
+    shapes = Shapes.FIXED if suffix or Format(body).needs_torch else Shapes.DYNAMIC
+    return ArtifactSpec(Format(body), Scheme.parse(recipe.quantize.scheme), shapes)
+
+
+def plan_of(recipe: Recipe, table: TuneTable) -> Plan:
+    """Return the plan of making a variant's one artifact for this host.
+
+    What chooses must not be what judges the result in the end: `data.validation`, where there is one, takes the
+    place of `data.evaluation`, which no trial sees. Raises what `make_plan` raises.
+    """
+    data = recipe.data
+    if data.validation is not None:
+        data = data.model_copy(update={"evaluation": data.validation})
+    wanted = {"host": {"artifacts": [str(artifact_of(recipe, table))]}}
+    target: Target = HostTarget()
+    return make_plan(recipe.model_copy(update={"data": data, "targets": wanted}), {"host": target})
+
+
+class PipelineEvaluation:
+    """`exporter.search.trial.Evaluate` by this project's own stages; the model and its data are read once."""
+
+    def __init__(
+        self, recipe: Recipe, table: TuneTable, *, scratch: Path, progress: Progress, log: Path
+    ) -> None:
+        """Load the recipe's model and data; raises what loading and reading raise. `scratch` lives as long as this."""
+        plan = plan_of(recipe, table)
+        self._table, self._progress, self._log = table, progress, log
+        with progress.step("loading the model"):
+            self._source = load(plan, log=log)
+        with progress.step("reading data"):
+            self._data = read_data(plan, self._source)
+        for finding in (*self._data.findings, *(() if recipe.data.validation else (ON_THE_TEST_SET,))):
+            progress.say(finding)
+        self._measure_artifact = _user_measure(table, recipe.folder)
+        self._references: list[Mapping[str, np.ndarray]] | None = None
+        self._figures_as_loaded: ModelFigures | None = None
+        self._exported: tuple[SourceModel, Path] | None = None
+        self._original_ms: float | None = None
+        self._scratch = scratch
+        self._original_onnx = export(self._source, scratch / "original.onnx")
+
+    @property
+    def metric_name(self) -> str | None:
+        """What the metric is called; `None` without labels, where agreement with the float model stands for it."""
+        return self._data.metric_name
+
+    def original(self, folder: Path) -> TrialFigures:
+        """Return the figures of the model as it was loaded, in float."""
+        onnx = self._original_onnx
+        spec = ArtifactSpec(Format.ONNX, Scheme.parse("float32"))
+        artifact = Artifact(spec, onnx, sum(map(size_bytes, _files_of(onnx))), "", (), (), Coverage(()))
+        return self._figures(artifact, onnx, folder, judged=True)
+
+    def compare_with(self, original: TrialFigures) -> None:
+        """Scale every latency by how long the original takes now against `original`, when the study began.
+
+        So neither what else the host does at the time of a trial, nor a faster host that joins, looks like a gain.
+        """
+        self._original_ms = original.latency_ms
+
+    def screen(self, recipe: Recipe, folder: Path) -> TrialFigures | None:
+        """Return the figures of the artifact with its structural changes made and nothing trained."""
+        if not self._may_save_training(recipe):
+            return None
+        plan = plan_of(_untrained(recipe), self._table)
+        source = self._compressed(plan, self._data, folder, Silence())
+        onnx = self._export(source, folder / "float32.onnx")
+        return self._figures(self._artifact(plan, source, onnx, folder), onnx, folder, judged=False)
+
+    def _may_save_training(self, recipe: Recipe) -> bool:
+        """Whether a look before training can end a trial: there is a limit, or enough epochs to be compared in."""
+        trainings = [training_of(step, recipe.training) for step in recipe.compress]
+        epochs = [training.epochs for training in trainings if training is not None]
+        limited = self._table.limits.model_dump(exclude={"min_metric"}, exclude_none=True)
+        return bool(epochs) and (
+            bool(limited) or (self._table.early_stop and sum(epochs) > self._table.patience)
+        )
+
+    def __call__(self, recipe: Recipe, folder: Path, report: Report) -> TrialFigures:
+        """Return the figures of the variant's artifact, with its metric on the data that chooses."""
+        plan = plan_of(recipe, self._table)
+        source = self._compressed(plan, _overheard(self._data, report), folder, self._progress)
+        onnx = self._export(source, folder / "float32.onnx")
+        with self._progress.step("making and measuring the artifact"):
+            return self._figures(self._artifact(plan, source, onnx, folder), onnx, folder, judged=True)
+
+    # --- stages ------------------------------------------------------------------------------------------
+
+    def _compressed(self, plan: Plan, data: BuildData, folder: Path, progress: Progress) -> SourceModel:
+        if not plan.recipe.compress:
+            return self._source
+        timed = any(
+            isinstance(step, PruneTable) and step.latency_ms is not None for step in plan.recipe.compress
+        )
+        workshop = Workshop(
+            recipe=plan.recipe,
+            training=data.training,
+            calibration=data.calibration,
+            folder=folder / "steps",
+            resume=False,
+            progress=progress,
+            measure=functools.partial(self._measure, timed=timed),
+            race=_no_race,
+            export=export,
+            decide_regions=decide_regions,
+        )
+        return compress(self._source, workshop).source
+
+    def _export(self, source: SourceModel, path: Path) -> Path:
+        """Return the tidy float graph of `source`: as measured a moment ago, or written to `path`."""
+        if source is self._source:
+            return self._original_onnx
+        if self._exported is None or self._exported[0] is not source or not self._exported[1].exists():
+            self._exported = (source, export(source, path))
+        return self._exported[1]
+
+    def _measure(self, source: SourceModel, folder: Path, *, timed: bool) -> ModelFigures:
+        """Return figures without a score, and without a latency unless a step is to reach one.
+
+        Those of the model as loaded, which every trial asks for, are measured once.
+        """
+        if source is self._source and self._figures_as_loaded is not None:
+            return self._figures_as_loaded
+        if timed:
+            figures = measure(source, folder)
+        else:
+            size, download, macs, parameters = self._file_figures(
+                self._export(source, folder / "measured.onnx")
+            )
+            figures = ModelFigures(parameters, macs, size, download, 0.0, None, None, None)
+        if source is self._source:
+            self._figures_as_loaded = figures
+        return figures
+
+    def _file_figures(self, onnx: Path) -> tuple[int, int, int, int]:
+        """Return bytes, bytes after deflate, MACs and parameters of a float graph."""
+        graph, files = ir.load(onnx), _files_of(onnx)
+        macs = sum(node_macs(graph, self._source.axes).values())
+        return sum(map(size_bytes, files)), sum(map(deflated_bytes, files)), macs, parameter_count(graph)
+
+    def _artifact(self, plan: Plan, source: SourceModel, onnx: Path, folder: Path) -> Artifact:
+        from exporter.capture import save_program
+
+        spec = plan.artifacts[0].spec
+        places = {name: folder / name for name in ("models", "samples", "work")}
+        for place in places.values():
+            place.mkdir(parents=True, exist_ok=True)
+        calibrated = spec.scheme.needs_calibration and self._data.calibration is not None
+        if calibrated and self._data.calibration is not None and spec.format.needs_torch:
+            for number, sample in enumerate(self._data.calibration):
+                write_sample(places["samples"], number, sample)
+        request = ProduceRequest(
+            spec=spec,
+            model_name=source.name,
+            onnx=onnx,
+            program=save_program(source, folder / "program.pt2") if spec.format.needs_torch else None,
+            inputs=source.inputs,
+            outputs=OnnxModel(onnx).outputs,
+            axes=source.axes,
+            samples=places["samples"] if calibrated else None,
+            statistics=self._statistics(plan, onnx) if calibrated and not spec.format.needs_torch else None,
+            rule=plan.recipe.quantize.rule,
+            keep=plan.recipe.quantize.keep,
+            destination=places["models"],
+            workdir=places["work"],
+            settled=source.ranges,
+        )
+        return produce(request)
+
+    def _statistics(self, plan: Plan, onnx: Path) -> Statistics | None:
+        from calibration.collect import collect
+
+        if self._data.calibration is None:
+            return None
+        return collect(
+            onnx, activation_values(ir.load(onnx), plan.recipe.quantize.keep), self._data.calibration
+        )
+
+    def _figures(self, artifact: Artifact, onnx: Path, folder: Path, *, judged: bool) -> TrialFigures:
+        """Run the artifact and return what it measures; `judged` says whether its answers mean anything yet."""
+        _, _, macs, parameters = self._file_figures(onnx)
+        return TrialFigures(
+            size_bytes=artifact.size_bytes,
+            download_bytes=sum(deflated_bytes(path) for path in (artifact.path, *artifact.companions)),
+            latency_ms=self._latency_ms(artifact, folder),
+            macs=macs,
+            parameters=parameters,
+            metric=self._score(self._answers(artifact, folder)) if judged else None,
+            device=self._measure_artifact(artifact.path) if judged and self._measure_artifact else {},
+        )
+
+    def _latency_ms(self, artifact: Artifact, folder: Path) -> float:
+        """Return the median of single inferences, one thread, timed in turns with the original's."""
+        entrants = [(self._original_onnx, Format.ONNX), (artifact.path, artifact.spec.format)]
+        original_ms, own_ms = race(entrants, [self._source.example] * 2, folder)
+        return own_ms if self._original_ms is None else own_ms * self._original_ms / original_ms
+
+    def _answers(self, artifact: Artifact, folder: Path) -> list[dict[str, np.ndarray]]:
+        """Return what the artifact answers to every sample, run in a process of its own."""
+        inputs, outputs = folder / "inputs", folder / "outputs"
+        inputs.mkdir(parents=True, exist_ok=True)
+        for number, sample in enumerate(self._data.samples):
+            write_sample(inputs, number, sample)
+        log = folder / "running.log"
+        run_artifact(artifact.path, artifact.spec.format, inputs, outputs, log=log, timed=False)
+        return list(read_samples(outputs))
+
+    def _score(self, answers: Sequence[Mapping[str, np.ndarray]]) -> float | None:
+        """Return the recipe's metric, or without labels the share of samples answered as the original does."""
+        named = [_named(answer, want) for answer, want in zip(answers, self._original_answers(), strict=True)]
+        if self._data.metric is not None and self._data.labels is not None:
+            return self._data.metric(named, self._data.labels)
+        return compare_outputs(self._original_answers(), named).agreement
+
+    def _original_answers(self) -> list[Mapping[str, np.ndarray]]:
+        """Return what the model as loaded answers to every sample, under the names its export gives."""
+        if self._references is None:
+            model = OnnxModel(self._original_onnx)
+            self._references = [model.run(sample) for sample in self._data.samples]
+        return self._references
+
+
+def _files_of(onnx: Path) -> list[Path]:
+    return [onnx, *onnx.parent.glob(f"{onnx.name}.data")]
+
+
+def _no_race(paths: Sequence[Path], source: SourceModel, folder: Path) -> list[float]:  # noqa: ARG001
+    """Return that nothing was timed: a search times the artifact, once, and not every step on the way to it."""
+    return [math.nan] * len(paths)
+
+
+def _named(answer: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return `answer` under the names and shapes of `want`: other formats name outputs their own way."""
+    if len(answer) != len(want):
+        raise GateError(
+            f"the artifact has {len(answer)} outputs ({', '.join(answer)}), the model {len(want)}",
+            fix="report this model as a bug",
+        )
+    ordered = answer.values() if set(answer) != set(want) else [answer[name] for name in want]
+    return {name: array.reshape(want[name].shape) for name, array in zip(want, ordered, strict=True)}
+
+
+def _untrained(recipe: Recipe) -> Recipe:
+    """Return `recipe` with the steps that change what a file looks like, none of them trained.
+
+    Distillation and quantisation-aware training change weights alone; a sparsity pattern needs none to be set,
+    and matters to the download.
+    """
+    kept = [step for step in recipe.compress if not isinstance(step, DistillTable | QatTable)]
+    bare = tuple(step.model_copy(update={"train": None}) for step in kept)
+    return recipe.model_copy(update={"compress": bare})
+
+
+def _overheard(data: BuildData, report: Report) -> BuildData:
+    """Return `data` whose metric tells `report` of every validation of a training."""
+    training = data.training
+    if training is None or training.metric is None:
+        return data
+    metric: Metric = training.metric
+
+    def told(outputs: Sequence[Mapping[str, np.ndarray]], labels: np.ndarray) -> float:
+        value = metric(outputs, labels)
+        report(value)
+        return value
+
+    return dataclasses.replace(data, training=dataclasses.replace(training, metric=told))
+
+
+def _user_measure(table: TuneTable, folder: Path) -> Callable[[Path], dict[str, float]] | None:
+    """Return the user's `measure`, so that whatever goes wrong in it is an `InputError` that names it."""
+    if table.measure is None:
+        return None
+    reference = table.measure
+    module, attribute = import_user_code(reference, folder)
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise InputError(
+            f"tune.measure {reference}: no callable of that name",
+            fix="define measure(path) -> dict of floats",
+        )
+
+    def measured(path: Path) -> dict[str, float]:
+        try:
+            figures = {str(name): float(value) for name, value in dict(function(path)).items()}
+        except EdgeError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise InputError(
+                f"tune.measure {reference} failed: {said(error)}{user_line(error)}",
+                fix="make it take the artifact's path and return a dict of floats",
+            ) from error
+        for name, value in figures.items():
+            if not math.isfinite(value):
+                raise InputError(
+                    f"tune.measure {reference} returned {name} = {value}", fix="return finite numbers"
+                )
+        return figures
+
+    return measured

@@ -1,0 +1,1 @@
+"""Training: one loop for every method, on whatever `accelerate` finds; knows torch, no stage and no file format."""

@@ -152,8 +152,8 @@ def _static_coverage(
     """Return what `static_wi8_ai8` would quantise: the decision that a build takes, on the graph it takes it on."""
     import onnx_ir as ir
 
-    from exporter.stages.quantize.coverage import coverage_of
     from exporter.integers.outcome import Outcome
+    from exporter.stages.quantize.coverage import coverage_of
     from exporter.stages.quantize.regions import decide_regions
     from exporter.stages.tidy import tidy
 

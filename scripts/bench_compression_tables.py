@@ -20,9 +20,9 @@ Every figure is of a file that was exported, loaded and run. *Before*, *changed*
 pictures that no training saw: of the model as given, right after the change, and after recovery (20 epochs unless
 the row says otherwise, the same for all rows, others' included). One picture is 0.19 points. *Faster* is the
 uncompressed float `.onnx` file's time ÷ this file's, one thread, inferences taken in turns in one process on the
-x86-64 host that ran the script: it is not a device's. *Download* is the float file after deflate. *Peak* is resident
-memory of the process during the step (its smallest possible value, torch and data loaded, is in the first row),
-*seconds* includes exporting and judging before and after. MB and KB are 10⁶ and 10³ bytes.
+x86-64 host that ran the script: it is not a device's. *Download* is the float file after deflate. *Peak* is the most
+resident memory of the process during the steps, torch itself included; *seconds* includes exporting and judging
+after each change. MB and KB are 10⁶ and 10³ bytes.
 """
 
 
@@ -63,7 +63,7 @@ def _digits(model: str, rows: Sequence[Row], outcomes: Outcomes) -> str:
     lines = [f"## {model}\n", "The float model, before it is quantised:\n"]
     lines += _table(
         "method|before|changed|trained|parameters|MACs|float KB|download KB|zeros|faster|seconds|peak MB",
-        [_float_row(row, outcomes[row.key]) for row in done],
+        [_float_row(row, outcomes[row.key], _uncompressed(done, outcomes)) for row in done],
     )
     lines += ["", "What ships, *smaller* against the uncompressed float file:\n"]
     original = outcomes.get(f"{model}/original")
@@ -94,8 +94,19 @@ def _table(head: str, rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _float_row(row: Row, outcome: Outcome) -> list[str]:
-    first, last = _before(outcome), _after(outcome)
+def _uncompressed(rows: Sequence[Row], outcomes: Outcomes) -> Mapping[str, Any]:
+    """Return the figures of the model as given, which every row that compresses it has taken."""
+    found = (
+        outcomes[row.key]["compression"]["original"] for row in rows if outcomes[row.key].get("compression")
+    )
+    figures: Mapping[str, Any] = next(found, {})
+    return figures
+
+
+def _float_row(row: Row, outcome: Outcome, uncompressed: Mapping[str, Any]) -> list[str]:
+    first, last = uncompressed, _after(outcome)
+    if not _is_trained(outcome):
+        last = {**last, **uncompressed}
     return [
         row.title,
         _score(first.get("score")),
@@ -208,13 +219,6 @@ def _remarks(row: Row, outcome: Outcome) -> list[str]:
 
 
 # --- reading an outcome ----------------------------------------------------------------------------------
-
-
-def _before(outcome: Outcome) -> Mapping[str, Any]:
-    if outcome.get("compression"):
-        original: Mapping[str, Any] = outcome["compression"]["original"]
-        return original
-    return {} if "other" in outcome else _after(outcome)
 
 
 def _after(outcome: Outcome) -> Mapping[str, Any]:

@@ -22,7 +22,17 @@ from exporter.cli.console import Console
 from exporter.errors import UsageError
 
 PROGRAM = "edge-export"
-COMMANDS: tuple[str, ...] = ("demo", "init", "inspect", "build", "validate", "targets", "schema")
+COMMANDS: tuple[str, ...] = (
+    "demo",
+    "init",
+    "inspect",
+    "build",
+    "tune",
+    "validate",
+    "students",
+    "targets",
+    "schema",
+)
 _COMPLETION_VARIABLE = "_EDGE_EXPORT_COMPLETE"
 
 

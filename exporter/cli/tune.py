@@ -48,9 +48,8 @@ _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 @click.option(
     "--choose",
     metavar="WHICH",
-    default="knee",
-    show_default=True,
-    help="The point to write as a recipe: a trial's number, knee, or constraint (best within the constraints).",
+    help="The point to write as a recipe: a trial's number, knee (default), or constraint: the best within the "
+    "constraints (default for an architecture).",
 )
 @click.option("--plan", "only_plan", is_flag=True, help="Say what would be searched; run nothing.")
 @speaking
@@ -64,7 +63,7 @@ def command(
     study: str | None,
     out: Path,
     limit: str | None,
-    choose: str,
+    choose: str | None,
     only_plan: bool,
 ) -> None:
     """Try variants of RECIPE as its [tune] table says, and keep those that nothing beats in everything.
@@ -91,8 +90,8 @@ def command(
     _search(console, question, request)
 
 
-def _require_choice(choose: str) -> None:
-    if choose not in {"knee", "constraint"} and not choose.isdecimal():
+def _require_choice(choose: str | None) -> None:
+    if choose is not None and choose not in {"knee", "constraint"} and not choose.isdecimal():
         raise UsageError(f"--choose {choose} is no choice", fix="write knee, constraint, or a trial's number")
 
 

@@ -69,7 +69,8 @@ class TuneRequest:
     """How to search: `trials` in all, by every process of the study; `folder` receives what is found.
 
     `storage` is a URL, or `None` for a journal in `folder`; `seconds` bound when this process begins trials;
-    `choose` is `knee`, `constraint` or a trial's number.
+    `choose` is `knee`, `constraint` or a trial's number; `None` means the knee, and for an architecture, whose
+    latency has a budget already, the best within it.
     """
 
     study: str
@@ -77,7 +78,7 @@ class TuneRequest:
     folder: Path
     trials: int
     seconds: float | None = None
-    choose: str = "knee"
+    choose: str | None = None
 
     @property
     def url(self) -> str:
@@ -141,7 +142,8 @@ def tune(question: Question, request: TuneRequest, make_evaluate: MakeEvaluate, 
         points = read_points(study, question.space, question.table.limits)
         attributes = study.user_attrs
     goals = goals_of(question.table.objectives, attributes.get("metric"))
-    chosen, why = choose(request.choose, points, goals, question.table.limits)
+    how = request.choose or ("knee" if question.rungs is None else "constraint")
+    chosen, why = choose(how, points, goals, question.table.limits)
     original = TrialFigures(**attributes["original"]) if "original" in attributes else None
     findings = Findings(
         request.study,

@@ -20,12 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from exporter.compression import TrainingTable
-from exporter.errors import CalibrationError, GateError, RecipeError, ResourceError, UnsupportedError
+from exporter.errors import CalibrationError, ResourceError
 from exporter.progress import Progress, Silence
-from exporter.source import flatten_outputs
 from exporter.state_dict import require_sane_weights
 from exporter.training.checkpoint import (
-    checkpoints,
     clear,
     decode,
     newest,
@@ -43,14 +41,10 @@ from exporter.training.distributed import (
     share_bytes,
     wait,
 )
+from exporter.training.divergence import diverged, last_good
+from exporter.training.fit import require_fit
 from exporter.training.judging import Verdict, judge
-from exporter.training.objectives import (
-    TaskObjective,
-    evaluating,
-    require_fitting_labels,
-    require_same_shapes,
-    settle_loss,
-)
+from exporter.training.objectives import TaskObjective, settle_loss
 from exporter.training.random_state import generator_of, random_state, repeatable, restore_random_state
 from exporter.training.record import TrainingRecord
 from exporter.training.schedule import divided, make_optimizer, rate_factor
@@ -103,7 +97,7 @@ def train(
         )
     accelerator = make_accelerator(table.precision)
     loss = user_callable(table.loss, recipe_folder, key="training.loss") if ":" in table.loss else None
-    _require_fit(module, data, table, None if objective is not None else teacher, loss)
+    require_fit(module, data, table, None if objective is not None else teacher, loss)
     if objective is None:
         objective = TaskObjective(
             module, teacher, table, settle_loss(table, data, loss), labelled=data.labelled
@@ -136,39 +130,6 @@ def train(
     finally:
         objective.to("cpu")
         module.to("cpu").eval()
-
-
-def _require_fit(
-    module: nn.Module, data: TrainingData, table: TrainingTable, teacher: nn.Module | None, loss: Any
-) -> None:
-    """Raise now what would otherwise fail in the first step: outputs against labels, and against the teacher's."""
-    try:
-        module.train()
-    except NotImplementedError as error:
-        raise UnsupportedError(
-            "an exported program cannot be trained: its graph has no training mode",
-            fix="give the model's factory and weights instead of a .pt2 file, or write train = false",
-        ) from error
-    smallest = len(data) // math.ceil(len(data) / table.batch_size)
-    if smallest < process_count():
-        raise RecipeError(
-            f"batches of {smallest} samples cannot be divided among {process_count()} processes",
-            fix="raise training.batch_size, or launch fewer processes",
-        )
-    one = take(data.training, None, np.arange(1), data.inputs).inputs
-    with torch.no_grad(), evaluating(module):
-        outputs = flatten_outputs(module(*one))
-        if teacher is not None:
-            with evaluating(teacher):
-                answers = flatten_outputs(teacher(*one))
-            require_same_shapes([o.shape for o in outputs], [a.shape for a in answers])
-    if not outputs or not any(output.is_floating_point() for output in outputs):
-        raise UnsupportedError(
-            "the model returns no tensor of floats, so nothing can be learned from its outputs",
-            fix="return the logits, embeddings or values themselves",
-        )
-    if data.training_labels is not None:
-        require_fitting_labels(outputs[0], data.training_labels, settle_loss(table, data, loss))
 
 
 class _Training:
@@ -352,28 +313,9 @@ class _Training:
             return
         self._restore_best()
         rate = self.table.learning_rate * rate_factor(self.table, self.standing.steps, self.total)
-        kept = self._last_good()
-        where = f"the last good checkpoint is {kept}" if kept else "no checkpoint had been written yet"
-        clip = "" if self.table.clip_norm is not None else ", or set training.clip_norm = 1.0"
-        raise GateError(
-            f"training {self.label}: the {what} became {value} in epoch {self.standing.epoch + 1}, step {number + 1} "
-            f"(learning rate {rate:.3g}); {where}",
-            fix=f"lower training.learning_rate to {self.table.learning_rate / 10:.2g}{clip}",
-            details={
-                "epoch": self.standing.epoch + 1,
-                "step": number + 1,
-                "learning_rate": rate,
-                "checkpoint": None if kept is None else str(kept),
-            },
-        )
-
-    def _last_good(self) -> Path | None:
-        """Return the newest checkpoint that is older than the weights in hand, and remove one that holds them."""
-        found = [(int(path.name.split("-")[1]), path) for path in checkpoints(self.folder)]
-        for steps, path in found:
-            if steps >= self.standing.steps and is_main():
-                path.unlink(missing_ok=True)
-        return next((path for steps, path in found if steps < self.standing.steps), None)
+        kept = last_good(self.folder, self.standing.steps, remove=is_main())
+        where = f"epoch {self.standing.epoch + 1}, step {number + 1} (learning rate {rate:.3g})"
+        raise diverged(f"training {self.label}: the {what} became {value} in {where}", self.table, kept)
 
     # --- best weights ------------------------------------------------------------------------------------
 
@@ -400,7 +342,13 @@ class _Training:
         self.standing.best, self.standing.best_epoch = asdict(verdict), epoch
         top = self.standing.top_score
         self.standing.top_score = verdict.score if top is None else max(top, verdict.score)
-        self.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state_of(self.objective)}
+        # Piece by piece, so that there are never two copies of the best.
+        for name, tensor in state_of(self.objective):
+            kept = self.best.get(name)
+            if kept is not None and kept.shape == tensor.shape:
+                kept.copy_(tensor.detach())
+            else:
+                self.best[name] = tensor.detach().to("cpu", copy=True)
 
     def _restore_best(self) -> None:
         if self.best:

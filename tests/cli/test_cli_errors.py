@@ -181,7 +181,10 @@ def test_a_page_long_cause_is_cut_and_the_log_has_it_all(failing: Callable[..., 
             ["build", "r.toml", "--target"],
             "Option '--target' requires an argument; fix: run: edge-export build",
         ),
-        (["demo", "--model", "rnn"], "'rnn' is not one of 'cnn', 'vit', 'cnn-small'; fix: run: edge-export demo --help"),
+        (
+            ["demo", "--model", "rnn"],
+            "'rnn' is not one of 'cnn', 'vit', 'cnn-small'; fix: run: edge-export demo --help",
+        ),
     ],
 )
 def test_usage_errors_have_the_same_form(

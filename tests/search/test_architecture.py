@@ -110,6 +110,7 @@ def test_the_chosen_recipe_gets_the_long_training_and_keeps_its_text(tmp_path: P
     assert isinstance(distill, DistillTable)
     assert student.width == tuned.findings.chosen.values["compress.0.width"]
     assert distill.train.epochs == 9
+    assert tuned.findings.chosen == tuned.findings.front[0], "the best metric within the budget"
     assert "# a small one" in tuned.recipe.path.read_text()
 
 

@@ -119,7 +119,10 @@ def test_the_kernel_of_depthwise_convolutions_can_be_chosen(name: str) -> None:
     assert len(set(macs)) == 3
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# The scaled members are the same code with larger numbers.
+@pytest.mark.parametrize(
+    "name", [name for name in FAMILIES if name[:-1] != "efficientnet-lite" or name[-1] == "0"]
+)
 def test_width_and_depth_change_the_size(name: str) -> None:
     sample = FAMILIES[name].sample
     sizes = [

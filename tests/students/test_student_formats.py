@@ -15,29 +15,45 @@ from exporter.runtimes.onnxruntime_cpu import OnnxModel
 # Measured on random weights, less a few decibels. Depth loses most: errors add up over layers that no training
 # has made robust, and MobileNetV2's linear bottlenecks have the widest ranges.
 INT8_FLOORS_DB = {
-    "v2": 12,
-    "v3-small": 29,
-    "v3-large-relu": 20,
+    "v2": 19,
+    "v3-small": 32,
+    "v3-large-relu": 24,
     "lite0": 18,
     "encoder": 32,
     "encoder-mean": 31,
     "encoder-padding": 31,
-    "ds-cnn": 42,
+    "ds-cnn": 36,
 }
 ALL_INT8 = {"v2", "v3-large-relu", "lite0", "ds-cnn"}
 """Students that a static scheme computes in integers from end to end."""
 
 
+SOME = [
+    name if name in {"v3-small", "encoder", "ds-cnn"} else pytest.param(name, marks=pytest.mark.slow)
+    for name in CASES
+]
+
+
+class Warehouse:
+    """Students as float graphs, each exported when it is first asked for."""
+
+    def __init__(self, factory: pytest.TempPathFactory) -> None:
+        self._factory = factory
+        self._made: dict[str, Shipped] = {}
+
+    def __getitem__(self, name: str) -> Shipped:
+        if name not in self._made:
+            self._made[name] = Shipped.make(student_source(CASES[name]), self._factory.mktemp(name))
+        return self._made[name]
+
+
 @pytest.fixture(scope="module")
-def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shipped]:
-    return {
-        name: Shipped.make(student_source(case), tmp_path_factory.mktemp(name))
-        for name, case in CASES.items()
-    }
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
+    return Warehouse(tmp_path_factory)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_onnx_graph_is_the_student_for_any_batch(shipped: dict[str, Shipped], name: str) -> None:
+@pytest.mark.parametrize("name", SOME)
+def test_the_onnx_graph_is_the_student_for_any_batch(shipped: Warehouse, name: str) -> None:
     student = shipped[name]
     assert student.parity.sqnr_db > 100
     model = OnnxModel(student.onnx)
@@ -50,10 +66,8 @@ def test_the_onnx_graph_is_the_student_for_any_batch(shipped: dict[str, Shipped]
     )
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_static_int8_onnx_computes_all_that_weighs_in_integers(
-    shipped: dict[str, Shipped], name: str
-) -> None:
+@pytest.mark.parametrize("name", SOME)
+def test_static_int8_onnx_computes_all_that_weighs_in_integers(shipped: Warehouse, name: str) -> None:
     artifact = shipped[name].produce("onnx:static_wi8_ai8")
     assert shipped[name].fidelity(artifact).sqnr_db > INT8_FLOORS_DB[name]
     assert artifact.coverage.mac_share == 1.0
@@ -75,7 +89,7 @@ def test_an_encoder_takes_sentences_of_any_length(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_litert_files_answer_as_the_student_does(shipped: dict[str, Shipped], name: str) -> None:
+def test_litert_files_answer_as_the_student_does(shipped: Warehouse, name: str) -> None:
     student = shipped[name]
     assert student.fidelity(student.produce("tflite:float32")).sqnr_db > 90
     quantized = student.produce("tflite:static_wi8_ai8")
@@ -85,7 +99,7 @@ def test_litert_files_answer_as_the_student_does(shipped: dict[str, Shipped], na
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_core_ml_packages_hold_the_students_weights(shipped: dict[str, Shipped], name: str) -> None:
+def test_core_ml_packages_hold_the_students_weights(shipped: Warehouse, name: str) -> None:
     student = shipped[name]
     artifact = student.produce("mlpackage:float16")
     findings = mlpackage.inspect_structure(

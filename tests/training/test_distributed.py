@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_ground import AUGMENT, script_command
 
 from exporter.training import distributed
-from tests.training.training_ground import AUGMENT, script_command
 
 ROOT = Path(__file__).resolve().parents[2]
 # On a host without a GPU, too: `accelerate launch --cpu` starts one process, whatever number it is told.

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from training_ground import CLASSES, make_data, make_net
 
 from exporter.compression import TrainingTable
 from exporter.errors import (
@@ -32,7 +33,6 @@ from exporter.training.data import TrainingData
 from exporter.training.loop import train
 from exporter.training.record import TrainingRecord
 from exporter.training.schedule import divided, make_optimizer, rate_factor
-from tests.training.training_ground import CLASSES, make_data, make_net
 
 TABLE = TrainingTable(epochs=8, batch_size=16, learning_rate=0.02)
 
@@ -321,7 +321,7 @@ def test_a_gradient_that_is_no_number_stops_before_it_spoils_the_weights(
 def test_batches_smaller_than_the_number_of_processes(
     run: Callable[..., TrainingRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporter.training.loop.process_count", lambda: 4)
+    monkeypatch.setattr("exporter.training.fit.process_count", lambda: 4)
     with pytest.raises(RecipeError, match="batches of 3 samples cannot be divided among 4 processes"):
         run(make_net(), table=TrainingTable(batch_size=3))
 

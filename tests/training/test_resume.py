@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from training_ground import AUGMENT, make_data, make_net, script_command
 
 from exporter.compression import TrainingTable
 from exporter.progress import Silence
 from exporter.training.checkpoint import checkpoints
 from exporter.training.loop import train
-from tests.training.training_ground import AUGMENT, make_data, make_net, script_command
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS: dict[str, object] = {

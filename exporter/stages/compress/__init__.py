@@ -162,7 +162,7 @@ def _run(
     restart_peak()
     folder.mkdir(parents=True, exist_ok=True)
     measure = functools.partial(_shared, lambda model: workshop.measure(model, folder / "measuring"))
-    result = _method(table)(current, table, _context(folder, workshop, original, measure))
+    result = _method(table)(current, table, _context(folder, table.method, workshop, original, measure))
     peak = peak_rss_mb()
     after = _shared(lambda model: workshop.measure(model, folder / _AFTER), result.source)
     record = CompressionStep(
@@ -212,7 +212,9 @@ def _shared(measure: Callable[[SourceModel], ModelFigures], source: SourceModel)
     return ModelFigures(**share(to_plain(measure(source)) if is_main() else None))
 
 
-def _context(folder: Path, workshop: Workshop, original: SourceModel, measure: Measure) -> StepContext:
+def _context(
+    folder: Path, method: str, workshop: Workshop, original: SourceModel, measure: Measure
+) -> StepContext:
     from exporter.training.loop import train
 
     return StepContext(
@@ -223,13 +225,15 @@ def _context(folder: Path, workshop: Workshop, original: SourceModel, measure: M
         folder=folder,
         progress=workshop.progress,
         measure=measure,
-        train=_trainer(train, folder, workshop, original),
+        train=_trainer(train, folder, method, workshop, original),
         export=functools.partial(_export, workshop, folder),
         decide_regions=workshop.decide_regions,
     )
 
 
-def _trainer(train: Callable[..., Any], folder: Path, workshop: Workshop, original: SourceModel) -> Any:
+def _trainer(
+    train: Callable[..., Any], folder: Path, method: str, workshop: Workshop, original: SourceModel
+) -> Any:
     def bound(module: nn.Module, table: Any, *, name: str = "train", **options: Any) -> Any:
         return train(
             module,
@@ -240,6 +244,7 @@ def _trainer(train: Callable[..., Any], folder: Path, workshop: Workshop, origin
             teacher=original.module,
             recipe_folder=workshop.recipe.folder,
             resume=workshop.resume,
+            label=method if name in {"train", method} else f"{method} {name}",
             **options,
         )
 

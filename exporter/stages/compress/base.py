@@ -14,9 +14,8 @@ from exporter.source import SourceModel
 from exporter.training.record import TrainingRecord
 
 if TYPE_CHECKING:
-    from torch import nn
-
     import onnx_ir as ir
+    from torch import nn
 
     from calibration.dataset import Dataset
     from exporter.compression import TrainingTable
@@ -52,7 +51,7 @@ class Train(Protocol):
         *,
         objective: nn.Module | None = None,
         name: str = "train",
-        after_step: Callable[[int, int], None] | None = None,
+        after_step: Callable[[int, int], bool | None] | None = None,
         predict: Callable[..., Any] | None = None,
     ) -> TrainingRecord:
         """Train `module` in place and leave its best weights in it, in eval mode.
@@ -60,7 +59,8 @@ class Train(Protocol):
         `objective` is an `nn.Module` that holds `module` (and what else is trained) and maps
         (inputs tuple, labels or None) to a scalar loss; default: the task loss with imitation of the original
         model as `table` says. `name` is unique within the step: its checkpoints live under it.
-        `after_step(done, total)` runs after each optimiser step. `predict` computes what the metric judges
+        `after_step(done, total)` runs after each optimiser step; weights are not kept as the best while it answers
+        `False`. `predict` computes what the metric judges
         from the inputs (default: `module` itself).
         """
 

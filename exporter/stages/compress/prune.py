@@ -180,6 +180,11 @@ class _Work:
             )
         length = length_for_goal(queue, self.table, self._standing(groups), share=number / self.table.rounds)
         if length == 0 and number == self.table.rounds and not self.rounds:
+            if self.table.ratio is not None:
+                raise UnsupportedError(
+                    f"prune: ratio = {self.table.ratio:g} removes nothing: channels go {self.table.round_to} at a time",
+                    fix="raise ratio or lower round_to",
+                )
             self.notes.append("the model already meets the goal; nothing was pruned")
         return queue.changes(length)
 

@@ -83,6 +83,11 @@ class ChannelGroup:
         """Layers that compute these channels."""
         return tuple(item.target for item in self.operations if item.side == "outputs")
 
+    @property
+    def whole_heads(self) -> bool:
+        """Whether an atom is a head, and not one dimension of every head."""
+        return self.heads is not None and self.atoms[0] == tuple(range(self.heads.width))
+
     def change(self, removed: Iterable[int]) -> Change:
         """Return what leaves which layer when the channels `removed` of this group go."""
         gone = np.zeros(self.size, dtype=bool)
@@ -99,13 +104,12 @@ class ChannelGroup:
         return Change(tuple(removals), tuple(self._counts(kept)), rescale)
 
     def _counts(self, kept: int) -> Iterator[tuple[str, str, int]]:
-        whole_heads = self.heads is not None and len(self.atoms) == self.heads.count
         for attribute in self.attributes:
             value = kept
             if self.heads is not None and attribute.role == "heads":
-                value = kept // self.heads.width if whole_heads else self.heads.count
+                value = kept // self.heads.width if self.whole_heads else self.heads.count
             elif self.heads is not None and attribute.role == "head_width":
-                value = self.heads.width if whole_heads else kept // self.heads.count
+                value = self.heads.width if self.whole_heads else kept // self.heads.count
             yield attribute.owner, attribute.name, value
 
 
@@ -339,7 +343,7 @@ def _candidates(group: ChannelGroup, module: nn.Module) -> Iterator[ChannelGroup
     for attributes in dict.fromkeys(choices):
         candidate = replace(group, attributes=attributes)
         yield candidate
-        if group.heads is not None and len(group.atoms) != group.heads.count:
+        if group.heads is not None and not group.whole_heads:
             # Logits are divided by the root of a head's width: wherever that follows the new width, undo it.
             for item in group.operations:
                 if item.side == "outputs" and len(item.channels) % group.size == 0:

@@ -82,9 +82,9 @@ def kept_counts(group: ChannelGroup, original: int, *, round_to: int, max_layer_
     """Return the numbers of atoms that may stay, descending from the first below all of them."""
     width = len(group.atoms[0])
     least = max(original * (1 - max_layer_ratio), 1)
-    narrowed = group.heads is not None and len(group.atoms) != group.heads.count
     # Heads that become narrower feed products of their own: keep those aligned too, where they are wide enough.
-    step = round_to if narrowed and group.heads is not None and group.heads.width >= 2 * round_to else 1
+    heads = group.heads
+    step = round_to if heads and not group.whole_heads and heads.width >= 2 * round_to else 1
     return [
         kept
         for kept in range(len(group.atoms) - 1, 0, -1)

@@ -8,9 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from distill_ground import (
+    EPOCHS,
+    Cnn,
+    Embedder,
+    TwoAnswers,
+    make_context,
+    make_data,
+    make_source,
+    seeded,
+)
 from safetensors.torch import save_file
 from torch import nn
 
@@ -18,8 +27,6 @@ from exporter.compression import DistillTable, TrainingTable
 from exporter.demo.models import DigitsCnn, DigitsVit
 from exporter.errors import CalibrationError, InputError, RecipeError, UnsupportedError
 from exporter.progress import Silence
-from exporter.recipe import Recipe
-from exporter.source import SourceModel
 from exporter.stages.compress.base import StepContext
 from exporter.stages.compress.distill import distill, replay
 from exporter.stages.compress.distill_layers import attention_of, map_layers, trace
@@ -31,9 +38,6 @@ from exporter.stages.compress.distill_losses import (
 )
 from exporter.training.data import TrainingData
 from exporter.training.loop import train
-from tests.training.training_ground import CLASSES, make_data
-
-EPOCHS = TrainingTable(epochs=6, batch_size=16, learning_rate=0.02)
 
 
 @pytest.fixture(autouse=True)
@@ -44,86 +48,25 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-class Cnn(nn.Module):
-    """Two stages of convolutions and a classifier."""
-
-    def __init__(self, width: int, classes: int = CLASSES) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
-        self.down = nn.Sequential(nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.ReLU())
-        self.head = nn.Linear(2 * width, classes)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.head(self.down(self.stem(image)).mean((2, 3)))
-
-
-class Embedder(nn.Module):
-    """Pictures to unit vectors: no classes."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 8))
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return nn.functional.normalize(self.body(image), dim=1)
-
-
-class TwoAnswers(Cnn):
-    def forward(self, image: torch.Tensor) -> Any:
-        logits = super().forward(image)
-        return logits, logits.sum(1)
-
-
-def make_source(module: nn.Module) -> SourceModel:
-    example = {"image": np.zeros((1, 1, 8, 8), np.float32)}
-    return SourceModel("net", module.eval(), None, make_data().inputs, (), {"batch": 1}, example)
-
-
-def seeded(factory: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return factory()
-
-
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
     module = seeded(lambda: Cnn(12))
     folder = tmp_path_factory.mktemp("teacher")
-    record = train(module, make_data(240), EPOCHS, folder=folder, progress=Silence())
+    record = train(module, make_data(), EPOCHS, folder=folder, progress=Silence())
     assert record.best > 0.95
     return module
 
 
 @pytest.fixture
-def make_context(tmp_path: Path) -> Callable[..., StepContext]:
+def contexts(tmp_path: Path) -> Callable[..., StepContext]:
     def make(original: nn.Module, data: TrainingData | None = None, **options: Any) -> StepContext:
-        data = data or make_data(240)
-
-        def bound(module: nn.Module, table: TrainingTable, *, name: str = "train", **keys: Any) -> Any:
-            return train(
-                module, data, table, folder=tmp_path / name, progress=Silence(), teacher=original, recipe_folder=tmp_path,
-                **keys,
-            )  # fmt: skip
-
-        recipe = Recipe.model_validate(
-            {"model": {"name": "net", "version": "1.0.0", "factory": "x.py:f", "inputs": [{"name": "image", "dtype": "float32", "shape": ["batch", 1, 8, 8]}]},
-             "training": EPOCHS.model_dump(exclude_unset=True)},
-            context={"folder": tmp_path},
-        )  # fmt: skip
-        context = StepContext(
-            recipe=recipe, original=make_source(original), training=data, calibration=None, folder=tmp_path,
-            progress=Silence(), measure=_not_here, train=bound, export=_not_here, decide_regions=_not_here,
-        )  # fmt: skip
-        return replace(context, **options)
+        return replace(make_context(tmp_path, original, data or make_data()), **options)
 
     return make
 
 
-def _not_here(*_: object, **__: object) -> Any:
-    raise NotImplementedError
-
-
 def _agreement(one: nn.Module, other: nn.Module) -> float:
-    images = torch.from_numpy(make_data(240, seed=9).training["image"])
+    images = torch.from_numpy(make_data(seed=9).training["image"])
     with torch.no_grad():
         return float((one(images).argmax(1) == other(images).argmax(1)).float().mean())
 
@@ -141,11 +84,11 @@ def _agreement(one: nn.Module, other: nn.Module) -> float:
     ids=["labels and teacher", "teacher alone", "everything"],
 )
 def test_a_student_comes_to_answer_as_its_teacher(
-    teacher: nn.Module, make_context: Callable[..., StepContext], weights: dict[str, float]
+    teacher: nn.Module, contexts: Callable[..., StepContext], weights: dict[str, float]
 ) -> None:
     given = seeded(lambda: Cnn(4), seed=1)
     before = {name: value.clone() for name, value in given.state_dict().items()}
-    result = distill(make_source(given), DistillTable(**weights), make_context(teacher))
+    result = distill(make_source(given), DistillTable(**weights), contexts(teacher))
     assert result.source.module is not None
     assert _agreement(result.source.module, teacher) > 0.9
     assert not result.source.module.training
@@ -158,54 +101,52 @@ def test_a_student_comes_to_answer_as_its_teacher(
     assert replay(given, result.edit, result.source) is given
 
 
-def test_without_labels(teacher: nn.Module, make_context: Callable[..., StepContext]) -> None:
-    data = make_data(240, labelled=False)
+def test_without_labels(teacher: nn.Module, contexts: Callable[..., StepContext]) -> None:
+    data = make_data(labelled=False)
     given = seeded(lambda: Cnn(4), seed=1)
-    result = distill(make_source(given), DistillTable(temperature=1.0), make_context(teacher, data))
+    result = distill(make_source(given), DistillTable(temperature=1.0), contexts(teacher, data))
     assert result.source.module is not None
     assert _agreement(result.source.module, teacher) > 0.9
     assert any("no labels" in note for note in result.notes)
 
 
-def test_a_model_may_learn_from_itself(teacher: nn.Module, make_context: Callable[..., StepContext]) -> None:
+def test_a_model_may_learn_from_itself(teacher: nn.Module, contexts: Callable[..., StepContext]) -> None:
     table = DistillTable(hard=0, feature=1, train=TrainingTable(epochs=1, learning_rate=1e-4))
-    result = distill(make_source(teacher), table, make_context(teacher))
+    result = distill(make_source(teacher), table, contexts(teacher))
     assert result.source.module is not None
     assert result.source.module is not teacher
     assert _agreement(result.source.module, teacher) == 1
 
 
 def test_the_best_state_of_the_original_is_untouched(
-    teacher: nn.Module, make_context: Callable[..., StepContext]
+    teacher: nn.Module, contexts: Callable[..., StepContext]
 ) -> None:
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    distill(make_source(seeded(lambda: Cnn(4))), DistillTable(), make_context(teacher))
+    distill(make_source(seeded(lambda: Cnn(4))), DistillTable(), contexts(teacher))
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
 
 
 def test_a_teacher_of_the_recipes_own(
-    make_context: Callable[..., StepContext], teacher: nn.Module, tmp_path: Path
+    contexts: Callable[..., StepContext], teacher: nn.Module, tmp_path: Path
 ) -> None:
-    (tmp_path / "big.py").write_text(
-        "from tests.stages.compress.test_distill import Cnn\ndef build():\n    return Cnn(12)\n"
-    )
+    (tmp_path / "big.py").write_text("from distill_ground import Cnn\ndef build():\n    return Cnn(12)\n")
     save_file(teacher.state_dict(), tmp_path / "big.safetensors")
     weak = seeded(lambda: Cnn(3), seed=5)
     table = DistillTable(teacher="big.py:build", teacher_weights=Path("big.safetensors"), hard=0, soft=1)
-    result = distill(make_source(seeded(lambda: Cnn(4), seed=1)), table, make_context(weak))
+    result = distill(make_source(seeded(lambda: Cnn(4), seed=1)), table, contexts(weak))
     assert result.source.module is not None
     assert _agreement(result.source.module, teacher) > 0.9
     assert result.details is not None
     assert result.details["teacher"] == "big.py:build"
     with pytest.raises(InputError, match="does not exist"):
         missing = table.model_copy(update={"teacher_weights": Path("gone.safetensors")})
-        distill(make_source(weak), missing, make_context(weak))
+        distill(make_source(weak), missing, contexts(weak))
 
 
-def test_embeddings_are_related_as_the_teachers(make_context: Callable[..., StepContext]) -> None:
+def test_embeddings_are_related_as_the_teachers(contexts: Callable[..., StepContext]) -> None:
     original, student = seeded(lambda: Embedder(32)), seeded(lambda: Embedder(8), seed=1)
     table = DistillTable(hard=0, soft=0, relation=1, train=TrainingTable(loss="mse", epochs=10))
-    result = distill(make_source(student), table, make_context(original, make_data(labelled=False)))
+    result = distill(make_source(student), table, contexts(original, make_data(labelled=False)))
     assert result.details is not None
     assert result.details["embeddings"] is None
     images = torch.from_numpy(make_data(seed=3).training["image"])
@@ -215,13 +156,11 @@ def test_embeddings_are_related_as_the_teachers(make_context: Callable[..., Step
     assert after < before / 2
 
 
-def test_students_whose_outputs_are_others(
-    teacher: nn.Module, make_context: Callable[..., StepContext]
-) -> None:
+def test_students_whose_outputs_are_others(teacher: nn.Module, contexts: Callable[..., StepContext]) -> None:
     def no_training(*_: object, **__: object) -> Any:
         pytest.fail("it is told before anything is trained")
 
-    context = make_context(teacher, train=no_training)
+    context = contexts(teacher, train=no_training)
     with pytest.raises(
         UnsupportedError, match=r"student's outputs have shapes \[2, 5\], its teacher's \[2, 3\]"
     ):
@@ -230,15 +169,15 @@ def test_students_whose_outputs_are_others(
         distill(make_source(TwoAnswers(4)), DistillTable(), context)
 
 
-def test_no_data(teacher: nn.Module, make_context: Callable[..., StepContext]) -> None:
+def test_no_data(teacher: nn.Module, contexts: Callable[..., StepContext]) -> None:
     with pytest.raises(CalibrationError, match="distill"):
-        distill(make_source(Cnn(4)), DistillTable(), make_context(teacher, training=None))
+        distill(make_source(Cnn(4)), DistillTable(), contexts(teacher, training=None))
 
 
-def test_layers_by_name(teacher: nn.Module, make_context: Callable[..., StepContext]) -> None:
+def test_layers_by_name(teacher: nn.Module, contexts: Callable[..., StepContext]) -> None:
     train_once = TrainingTable(epochs=1)
     table = DistillTable(feature=1, layers={"stem": "stem.0", "head": "down"}, train=train_once)
-    result = distill(make_source(seeded(lambda: Cnn(4))), table, make_context(teacher))
+    result = distill(make_source(seeded(lambda: Cnn(4))), table, contexts(teacher))
     assert result.details is not None
     assert [(pair["student"], pair["teacher"], pair["kind"]) for pair in result.details["layers"]] == [
         ("stem", "stem.0", "stage"),
@@ -246,15 +185,15 @@ def test_layers_by_name(teacher: nn.Module, make_context: Callable[..., StepCont
     ]
     with pytest.raises(RecipeError, match=r"student runs no module 'stemm'.*fix: did you mean stem"):
         wrong = table.model_copy(update={"layers": {"stemm": "stem"}})
-        distill(make_source(Cnn(4)), wrong, make_context(teacher))
+        distill(make_source(Cnn(4)), wrong, contexts(teacher))
     with pytest.raises(UnsupportedError, match="attention cannot be compared"):
         wrong = DistillTable(attention=1, layers={"head": "down"}, train=train_once)
-        distill(make_source(Cnn(4)), wrong, make_context(teacher))
+        distill(make_source(Cnn(4)), wrong, contexts(teacher))
 
 
-def test_networks_without_layers_in_common(make_context: Callable[..., StepContext]) -> None:
+def test_networks_without_layers_in_common(contexts: Callable[..., StepContext]) -> None:
     with pytest.raises(UnsupportedError, match="no layers of student and teacher"):
-        distill(make_source(Embedder(4)), DistillTable(feature=1), make_context(Embedder(8)))
+        distill(make_source(Embedder(4)), DistillTable(feature=1), contexts(Embedder(8)))
 
 
 # --- which layer learns from which -----------------------------------------------------------------------
@@ -300,12 +239,6 @@ class Layer(nn.Module):
         return tokens + self.mix(mixed)
 
 
-def _encoder(width: int, depth: int, *, shown: bool) -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(4, width), nn.ModuleDict(), *(Layer(width, shown=shown) for _ in range(depth))
-    )
-
-
 def test_attention_maps_are_used_where_both_show_them() -> None:
     inputs = (torch.rand(2, 5, 4, generator=torch.Generator().manual_seed(0)),)
     for shown, source in ((True, "maps"), (False, "hidden")):
@@ -320,7 +253,7 @@ def test_attention_maps_are_used_where_both_show_them() -> None:
 
 
 def test_networks_of_other_sizes_are_paired_by_place() -> None:
-    small = nn.Sequential(nn.Conv2d(1, 2, 3, stride=3), nn.Conv2d(2, 2, 3, stride=2))
+    small = nn.Sequential(nn.Conv2d(1, 2, 3, stride=3), nn.Conv2d(2, 2, 2, stride=2))
     large = nn.Sequential(
         nn.Conv2d(1, 4, 2, stride=2), nn.Conv2d(4, 4, 2, stride=2), nn.Conv2d(4, 4, 2, stride=2)
     )

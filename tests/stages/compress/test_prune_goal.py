@@ -120,6 +120,12 @@ def test_a_ratio_that_leaves_no_channels_is_refused(tmp_path: Path) -> None:
             prune(source, table_of(ratio=0.95, scope=scope), context_of(source, tmp_path))
 
 
+def test_a_ratio_too_small_for_one_step_is_refused(tmp_path: Path) -> None:
+    source = network("residual")
+    with pytest.raises(UnsupportedError, match=r"ratio = 0.01 removes nothing: channels go 8 at a time"):
+        prune(source, table_of(ratio=0.01), context_of(source, tmp_path))
+
+
 def test_layer_scope_takes_the_same_share_everywhere(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layers = nn.Sequential(
@@ -172,6 +178,14 @@ def test_a_queue_takes_the_least_important_first(scores: list[float], round_to: 
     assert not removed or max(scores[channel] for channel in removed) <= min(
         scores[channel] for channel in kept
     )
+
+
+def test_as_many_heads_as_dimensions_are_not_mistaken_for_each_other() -> None:
+    table = [[head * 8 + channel for channel in range(8)] for head in range(8)]
+    heads = ChannelGroup("q", 64, (), tuple(tuple(row) for row in table), heads=Heads(8, 8))
+    widths = replace(heads, atoms=tuple(zip(*heads.atoms, strict=True)))
+    assert heads.whole_heads
+    assert not widths.whole_heads
 
 
 def test_narrowed_heads_stay_aligned_where_they_are_wide_enough() -> None:

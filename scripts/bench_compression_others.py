@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from exporter.compression import SparsifyTable, training_of
 from exporter.progress import Silence
@@ -26,20 +27,14 @@ KEPT_MACS = 0.5
 
 def tutorial(source: SourceModel, data: BuildData, recipe: Recipe, work: Path) -> dict[str, Any]:
     """Mask 80 % of the weights, train, make the masks permanent, then quantise dynamically and save."""
-    from torch.nn.utils import prune
-
-    module = copy.deepcopy(_module(source))
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    prune.global_unstructured(  # type: ignore[no-untyped-call]
-        [(layer, "weight") for layer in layers], pruning_method=prune.L1Unstructured, amount=MASKED_SHARE
-    )
-    changed = _export(_unmasked(module), source, work / "changed.onnx")
+    changed = _export(_unmasked(_masked(_module(source))), source, work / "changed.onnx")
+    module = _masked(_module(source))
     _recover(module, data, recipe, source, work)
     module = _unmasked(module)
     after = _export(module, source, work / "after.onnx")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is deprecated, and still what tutorials call
-        dynamic = torch.ao.quantization.quantize_dynamic(
+        dynamic = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
             copy.deepcopy(module), {nn.Linear}, dtype=torch.qint8
         )  # type: ignore[attr-defined]
     torch.save(module.state_dict(), work / "float.pt")
@@ -53,14 +48,22 @@ def tutorial(source: SourceModel, data: BuildData, recipe: Recipe, work: Path) -
     }
 
 
-def _unmasked(module: nn.Module) -> nn.Module:
-    from torch.nn.utils import prune
+def _masked(module: nn.Module) -> nn.Module:
+    """Return a copy of `module` whose smallest weights are masked."""
+    masked = copy.deepcopy(module)
+    layers = [layer for layer in masked.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    prune.global_unstructured(
+        [(layer, "weight") for layer in layers], pruning_method=prune.L1Unstructured, amount=MASKED_SHARE
+    )
+    return masked
 
-    plain = copy.deepcopy(module).eval()
-    for layer in plain.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear) and prune.is_pruned(layer):  # type: ignore[no-untyped-call]
+
+def _unmasked(module: nn.Module) -> nn.Module:
+    """Return `module` with its masks made permanent."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
             prune.remove(layer, "weight")  # type: ignore[no-untyped-call]
-    return plain
+    return module.eval()
 
 
 def torch_pruning(source: SourceModel, data: BuildData, recipe: Recipe, work: Path) -> dict[str, Any]:

@@ -218,6 +218,12 @@ def _remarks(row: Row, outcome: Outcome) -> list[str]:
     ]
 
 
+def _failure(row: Row, outcome: Outcome) -> str:
+    if row.kind == "recipe":
+        return f"**{outcome['error']}** ({outcome['code']})"
+    return f"fails with `{outcome['error'].partition('failed with ')[2]}`"
+
+
 # --- reading an outcome ----------------------------------------------------------------------------------
 
 

@@ -111,6 +111,7 @@ def _training(
         metric_name=name,
         metric=metric,
         seed=plan.recipe.training.seed,
+        outputs=source.outputs,
     )
 
 

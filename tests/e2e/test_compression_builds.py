@@ -174,7 +174,8 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_bits(tmp_path: Path) -> 
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
     _copy_demo(tmp_path)
     recipe = _recipe(tmp_path, f"[[compress]]\n{FEW_EPOCHS}")
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    # On CPUs accelerate starts several processes under this name only; --cpu asks mpirun for them.
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launcher += [
         "--num_machines",
         "1",

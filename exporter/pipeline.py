@@ -215,7 +215,9 @@ def _write_torch(compressed: Compressed, folder: Path) -> None:
     folder.mkdir()
     write_bytes(folder / "weights.safetensors", serialized_weights(compressed.source.module))
     for number, edit in enumerate(compressed.edits, start=1):
-        write_json(folder / f"{number:02d}-{edit['kind']}.json", edit)
+        # A factory's folder is this machine's; who rebuilds the model names his own.
+        portable = {key: value for key, value in edit.items() if key != "folder"}
+        write_json(folder / f"{number:02d}-{edit['kind']}.json", portable)
 
 
 def _export(

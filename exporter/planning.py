@@ -20,6 +20,7 @@ from exporter.compression import DistillTable, PruneTable, QatTable, StudentTabl
 from exporter.errors import CalibrationError, RecipeError, UnsafeError, UnsupportedError, UsageError
 from exporter.recipe import Recipe
 from exporter.schemes import Method, Scheme
+from exporter.students.catalogue import complete_options, family_of
 
 if TYPE_CHECKING:
     from targets.base import Target, TargetOptions
@@ -234,6 +235,8 @@ def _check_compression(plan: Plan) -> None:
                 f"{where} trains, and the recipe gives no training data",
                 fix=f'add [data] training = {{ source = "npz", path = "…", labels = "label" }}{stay}',
             )
+        if isinstance(step, StudentTable) and step.family is not None:
+            complete_options(family_of(step.family), step.options)
         if isinstance(step, QatTable):
             _check_qat(recipe, step, where, last=number == len(recipe.compress) - 1)
 

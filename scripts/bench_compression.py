@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import functools
 import json
 import shutil
 import sys
@@ -214,6 +215,13 @@ def run_torch_pruning(request: dict[str, Any]) -> dict[str, Any]:
     from bench_compression_others import torch_pruning
 
     return _others(torch_pruning, request)
+
+
+def run_torch_pruning_rounded(request: dict[str, Any]) -> dict[str, Any]:
+    """Do the same with channel counts in multiples of eight."""
+    from bench_compression_others import torch_pruning
+
+    return _others(functools.partial(torch_pruning, round_to=8), request)
 
 
 def _others(method: Any, request: dict[str, Any]) -> dict[str, Any]:

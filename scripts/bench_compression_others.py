@@ -36,7 +36,7 @@ def tutorial(source: SourceModel, data: BuildData, recipe: Recipe, work: Path) -
         warnings.simplefilter("ignore")  # it is deprecated, and still what tutorials call
         dynamic = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
             copy.deepcopy(module), {nn.Linear}, dtype=torch.qint8
-        )  # type: ignore[attr-defined]
+        )
     torch.save(module.state_dict(), work / "float.pt")
     torch.save(dynamic.state_dict(), work / "dynamic.pt")
     return {
@@ -66,7 +66,9 @@ def _unmasked(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def torch_pruning(source: SourceModel, data: BuildData, recipe: Recipe, work: Path) -> dict[str, Any]:
+def torch_pruning(
+    source: SourceModel, data: BuildData, recipe: Recipe, work: Path, *, round_to: int | None = None
+) -> dict[str, Any]:
     """Prune by Torch-Pruning's defaults with the least ratio that leaves half the MACs, then train."""
     import torch_pruning as tp
 
@@ -85,6 +87,7 @@ def torch_pruning(source: SourceModel, data: BuildData, recipe: Recipe, work: Pa
             importance=tp.importance.GroupMagnitudeImportance(),
             pruning_ratio=ratio,
             ignored_layers=[last],
+            round_to=round_to,
         ).step()
         with torch.no_grad():
             module(*example)
@@ -96,6 +99,9 @@ def torch_pruning(source: SourceModel, data: BuildData, recipe: Recipe, work: Pa
     return {
         "onnx": {"changed": changed, "after": _export(module, source, work / "after.onnx")},
         "ratio": ratio,
+        "channels": sorted(
+            {layer.out_channels for layer in module.modules() if isinstance(layer, nn.Conv2d)}
+        ),
     }
 
 

@@ -111,6 +111,12 @@ def _digits(model: str) -> Iterator[Row]:
         model, "tutorial", "torch.nn.utils.prune 80 % + quantize_dynamic, as tutorials do", kind="tutorial"
     )
     yield Row(model, "torch-pruning", "Torch-Pruning alone, its defaults: −50 % MACs", kind="torch_pruning")
+    yield Row(
+        model,
+        "torch-pruning-8",
+        "Torch-Pruning alone, round_to = 8: −50 % MACs",
+        kind="torch_pruning_rounded",
+    )
 
 
 def _into_student(epochs: int) -> Sequence[Mapping[str, Any]]:

@@ -145,7 +145,7 @@ def _shipped(row: Row, outcome: Outcome, original: Outcome) -> list[str]:
 
 def _int4(model: str, outcomes: Outcomes) -> list[str]:
     lines = []
-    for name, words in (("original", "after training (no training with rounding)"), ("qat-int4", "QAT")):
+    for name, words in (("original", "post-training"), ("qat-int4", "QAT")):
         entry = outcomes.get(f"{model}/{name}", {}).get("artifacts", {}).get(INT4)
         if entry is not None:
             lines.append(
@@ -190,6 +190,13 @@ def _bounds(model: str, outcomes: Outcomes, original: Outcome) -> list[str]:
                 lambda value: value <= 1 + 1e-9,
                 "{:+.2f} lost",
             )
+        if row.name == "qat-int4" and INT4 in original["artifacts"]:
+            judged(
+                "QAT int4 at least as good as post-training int4",
+                100 * (outcome["artifacts"][INT4]["score"] - original["artifacts"][INT4]["score"]),
+                lambda value: value >= 0,
+                "{:+.2f} points",
+            )
         if row.name == "combined" and INT8 in outcome["artifacts"]:
             entry = outcome["artifacts"][INT8]
             judged(
@@ -209,8 +216,9 @@ def _remarks(row: Row, outcome: Outcome) -> list[str]:
     other = outcome.get("other")
     if other is None:
         return []
-    if row.kind == "torch_pruning":
-        return [f"- Torch-Pruning reached half the MACs at pruning_ratio = {other['ratio']}."]
+    if row.kind.startswith("torch_pruning"):
+        channels = ", ".join(map(str, other["channels"]))
+        return [f"- {row.title}: at pruning_ratio = {other['ratio']}; channel counts {channels}."]
     return [
         f"- The tutorial's float `.pt` has {_kilobytes(other['float_pt_bytes'])} KB, its dynamic int8 `.pt` "
         f"{_kilobytes(other['dynamic_pt_bytes'])} KB (top-1 {_score(other['dynamic_score'])}); "

@@ -76,7 +76,7 @@ def _reference_row(report: Mapping[str, Any]) -> list[list[str]]:
         latency = report["compression"]["original"]
     return [
         [
-            "float model",
+            "float",
             "float32",
             figures.byte_size(report["model"]["float_bytes"]),
             "",

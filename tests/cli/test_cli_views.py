@@ -68,11 +68,11 @@ REPORT: dict[str, Any] = {
 
 SHOWN = r"""digits-cnn 1.0.0  155 k parameters, 640 kB as float32
 
-                                          times  MACs SQNR        change   host
-file        scheme                 size smaller quant   dB   top1 points p50 ms
-float model float32              640 kB                    0.9963         0.129
-.onnx       weight_only_wi4_b128 192 kB   3.33×   1 % 32.4 0.9926  -0.37  0.221
-.mlpackage  float16              376 kB   1.70×     –    –      –      –      –
+                                         times  MACs SQNR        change   host
+file       scheme                 size smaller quant   dB   top1 points p50 ms
+float      float32              640 kB                    0.9963         0.129
+.onnx      weight_only_wi4_b128 192 kB   3.33×   1 % 32.4 0.9926  -0.37  0.221
+.mlpackage float16              376 kB   1.70×     –    –      –      –      –
 
 MACs quant: share of multiply-accumulates in operators whose weights are
 quantised.

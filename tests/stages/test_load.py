@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from exporter import factory
 from exporter.errors import InputError, TimeLimitError
 from exporter.planning import make_plan
 from exporter.recipe import read_recipe
 from exporter.source import SourceModel
-from exporter.stages import load as stage
 from exporter.stages.load import load
 from exporter.user_code import import_user_code
 from targets.discovery import get_target
@@ -75,8 +75,8 @@ def test_loading_leaves_no_trace_in_the_interpreter(tmp_path: Path) -> None:
     path = list(sys.path)
     _load(tmp_path)
     assert sys.path == path
-    assert not any("SIGALRM" in str(item) for item in [stage.signal.getsignal(stage.signal.SIGALRM)])
-    assert stage.signal.getitimer(stage.signal.ITIMER_REAL) == (0.0, 0.0)
+    assert not any("SIGALRM" in str(item) for item in [factory.signal.getsignal(factory.signal.SIGALRM)])
+    assert factory.signal.getitimer(factory.signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 def test_user_code_is_imported_under_a_name_of_its_own(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_the_time_limit_interrupts_even_code_that_catches_everything() -> None:
     started = time.monotonic()
     with (
         pytest.raises(TimeLimitError, match=r"the thing did not return within 0.1 s"),
-        stage._time_limit(0.1, "the thing"),
+        factory._time_limit(0.1, "the thing"),
     ):
         while time.monotonic() - started < 30:
             try:

@@ -132,16 +132,18 @@ def _timed_together(
     return [replace(item, p50_ms=p50_ms) for item, p50_ms in zip(figures, shared, strict=True)]
 
 
-def rebuild(source: SourceModel, edits: Sequence[Mapping[str, Any]]) -> nn.Module:
+def rebuild(source: SourceModel, edits: Sequence[Mapping[str, Any]], folder: Path = Path()) -> nn.Module:
     """Return a module with the structure that `edits` describe, made from a copy of `source`'s original module.
 
+    `folder` is the recipe's, where factories of students are looked for.
     Load `weights.safetensors` of the same compression into it to have the compressed model.
     """
     module = copy.deepcopy(source.module)
     if module is None:
         raise TypeError("this model came as ONNX and has no torch module")
     for edit in edits:
-        module = _replay(str(edit["kind"]))(module, edit, replace(source, module=module))
+        placed = {"folder": str(folder), **edit}
+        module = _replay(str(edit["kind"]))(module, placed, replace(source, module=module))
     return module.eval()
 
 

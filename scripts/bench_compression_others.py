@@ -147,7 +147,10 @@ def _attempt(module: nn.Module, source: SourceModel, path: Path) -> str:
     try:
         return f"{_export(module, source, path).stat().st_size} bytes"
     except Exception as error:  # noqa: BLE001 - whatever a user would meet is the result
-        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        return f"{type(error).__name__}, because of {type(root).__name__}: {(str(root).strip().splitlines() or [''])[0][:160]}"
 
 
 def _score(module: nn.Module, source: SourceModel, data: BuildData) -> float | None:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS, DEMO = ROOT / "scripts", ROOT / "exporter" / "demo"
 
 FLOAT, INT8, INT8_U = "onnx:float32", "onnx:static_wi8_ai8", "onnx:static_wi8_ai8_u@fixed"
-INT4, TFLITE_INT8 = "onnx:weight_only_wi4_b32", "tflite:static_wi8_ai8"
+INT4, TFLITE_INT8 = "onnx:weight_only_wi4_b128", "tflite:static_wi8_ai8"
 USUAL = (FLOAT, INT8, INT8_U, TFLITE_INT8)
 EVERY_FORMAT = (
     "onnx:float32", "onnx:static_wi8_ai8", "onnx:static_wi8_ai8_u@fixed", "onnx:dynamic_wi8_ai8",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bench_compression_rows import DIGITS, FLOAT, FULL_SIZE, INT4, INT8, INT8_U, TFLITE_INT8, Row
+
+_ESCAPES = re.compile(r"\x1b?\[\d+m")
+"""Colours that torch puts into its messages."""
 
 Outcome = Mapping[str, Any]
 Outcomes = Mapping[str, Outcome]
@@ -190,7 +194,7 @@ def _bounds(model: str, outcomes: Outcomes, original: Outcome) -> list[str]:
                 lambda value: value <= 1 + 1e-9,
                 "{:+.2f} lost",
             )
-        if row.name == "qat-int4" and INT4 in original["artifacts"]:
+        if row.name == "qat-int4" and INT4 in original["artifacts"] and INT4 in outcome["artifacts"]:
             judged(
                 "QAT int4 at least as good as post-training int4",
                 100 * (outcome["artifacts"][INT4]["score"] - original["artifacts"][INT4]["score"]),
@@ -222,7 +226,7 @@ def _remarks(row: Row, outcome: Outcome) -> list[str]:
     return [
         f"- The tutorial's float `.pt` has {_kilobytes(other['float_pt_bytes'])} KB, its dynamic int8 `.pt` "
         f"{_kilobytes(other['dynamic_pt_bytes'])} KB (top-1 {_score(other['dynamic_score'])}); "
-        f"exporting the latter to ONNX: `{other['dynamic_onnx']}`."
+        f"exporting the latter to ONNX: `{_ESCAPES.sub('', other['dynamic_onnx'])}`."
     ]
 
 

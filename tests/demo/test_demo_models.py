@@ -156,6 +156,8 @@ def test_files_stay_small_enough_to_ship_in_the_package() -> None:
         "digits_vit.safetensors",
         "calibration.npz",
         "evaluation.npz",
+        "training.npz",
+        "validation.npz",
     }
     assert all(file.stat().st_size <= LARGEST_FILE_BYTES for file in files)
 
@@ -165,3 +167,14 @@ def test_factory_file_imports_torch_alone() -> None:
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
     assert {str(module).split(".")[0] for module in imported} == {"__future__", "torch"}
+
+
+def test_no_picture_is_both_trained_on_and_judged_by() -> None:
+    pictures = {}
+    for name in ("training", "validation", "evaluation"):
+        with np.load(DEMO / "data" / f"{name}.npz", allow_pickle=False) as archive:
+            pictures[name] = {image.tobytes() for image in archive["image"]}
+    assert [len(pictures[name]) > 100 for name in pictures] == [True] * 3
+    assert not pictures["training"] & pictures["evaluation"]
+    assert not pictures["validation"] & pictures["evaluation"]
+    assert not pictures["training"] & pictures["validation"]

@@ -150,7 +150,8 @@ def _attempt(module: nn.Module, source: SourceModel, path: Path) -> str:
         root: BaseException = error
         while root.__cause__ is not None:
             root = root.__cause__
-        return f"{type(error).__name__}, because of {type(root).__name__}: {(str(root).strip().splitlines() or [''])[0][:160]}"
+        said = (str(root).strip().splitlines() or [""])[0][:160]
+        return f"{type(error).__name__}, because of {type(root).__name__}: {said}"
 
 
 def _score(module: nn.Module, source: SourceModel, data: BuildData) -> float | None:

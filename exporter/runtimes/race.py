@@ -5,6 +5,7 @@ A ratio of two latencies measured minutes apart says more of what else ran on th
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,8 @@ def race(
     raises.
     """
     samples = folder / "race"
-    samples.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(samples, ignore_errors=True)  # an interrupted build may have left more of them
+    samples.mkdir(parents=True)
     for number, sample in enumerate(feeds):
         write_sample(samples, number, sample)
     request = {

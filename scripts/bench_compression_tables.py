@@ -24,7 +24,8 @@ Every figure is of a file that was exported, loaded and run. *Before*, *changed*
 pictures that no training saw: of the model as given, right after the change, and after recovery (20 epochs unless
 the row says otherwise, the same for all rows, others' included). One picture is 0.19 points. *Faster* is the
 uncompressed float `.onnx` file's time ÷ this file's, one thread, inferences taken in turns in one process on the
-x86-64 host that ran the script: it is not a device's. *Download* is the float file after deflate. *Peak* is the most
+x86-64 host that ran the script: it is not a device's. Files of the tutorial and of Torch-Pruning are written by
+`torch.onnx.export` alone, which stores more about each node. *Download* is the float file after deflate. *Peak* is the most
 resident memory of the process during the steps, torch itself included; *seconds* includes exporting and judging
 after each change. MB and KB are 10⁶ and 10³ bytes.
 """
@@ -83,9 +84,7 @@ def _digits(model: str, rows: Sequence[Row], outcomes: Outcomes) -> str:
         lines += ["", *_int4(model, outcomes)]
         lines += ["", *_bounds(model, outcomes, original)]
     lines += ["", *(line for row in done for line in _remarks(row, outcomes[row.key]))]
-    lines += [
-        f"- {row.title}: **{outcomes[row.key]['error']}** ({outcomes[row.key]['code']})" for row in failed
-    ]
+    lines += [f"- {row.title}: {_failure(row, outcomes[row.key])}" for row in failed]
     return "\n".join(lines) + "\n"
 
 

@@ -187,12 +187,35 @@ class Fidelity:
 
 
 @dataclass(frozen=True, slots=True)
+class Drop:
+    """Points lost (100 × difference of the metric; negative when better), with a 95 % confidence interval."""
+
+    points: float
+    low: float
+    high: float
+    samples: int
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether these samples cannot tell the loss from none at all."""
+        return self.low <= 0.0
+
+    def plus(self, points: float) -> Drop:
+        """Return the drop from something `points` above what this one was measured against."""
+        return Drop(self.points + points, self.low + points, self.high + points, self.samples)
+
+
+@dataclass(frozen=True, slots=True)
 class TaskScore:
-    """The user's metric on the float model and on the artifact; `drop` in points (100 × difference)."""
+    """The user's metric on the float model and on the artifact; `drop` in points (100 × difference).
+
+    `interval` says how sure the drop is (`None` where it was not paired).
+    """
 
     metric: str
     reference: float
     value: float
+    interval: Drop | None = None
 
     @property
     def drop(self) -> float:
@@ -225,7 +248,7 @@ class Evidence:
     """What was measured about one artifact in this build; what was not measured is `None`, with the reason.
 
     `runtime` names what executed the shipped bytes; `not_run` says why nothing could, and then
-    `structure` holds what was checked instead.
+    `structure` holds what was checked instead. `disagreement` is the share of classes that changed, with its interval.
     """
 
     artifact: ArtifactSpec
@@ -234,6 +257,7 @@ class Evidence:
     not_run: str | None = None
     fidelity: Fidelity | None = None
     task: TaskScore | None = None
+    disagreement: Drop | None = None
     edge_cases: tuple[EdgeCase, ...] = ()
     latency: Latency | None = None
     peak_rss_mb: float | None = None
@@ -281,6 +305,48 @@ class CompressionStep:
 
 
 @dataclass(frozen=True, slots=True)
+class Rung:
+    """One step of the ladder: what was tried for a scheme, and what it gave on the evaluation data.
+
+    `changed` counts what the step touched, `kept` says whether the following steps stand on it, `holds` whether the
+    budget did (`None`: there is none). `left_float` and `widened` (int4 to int8) are the operators it spares.
+    """
+
+    name: str
+    drop: Drop | None
+    value: float | None
+    sqnr_db: float | None
+    holds: bool | None
+    kept: bool
+    changed: int
+    left_float: tuple[str, ...]
+    widened: tuple[str, ...]
+    seconds: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """How one scheme was brought within its budget: every rung in order, and the one that was taken.
+
+    `budget` in points of `metric` (`None`: no budget, the recipe named the methods), `reference` the float score
+    (`None` for agreement), `verdict` how the budget is read: "measured" or "significant".
+    """
+
+    scheme: str
+    metric: str
+    reference: float | None
+    samples: int
+    budget: float | None
+    verdict: str
+    rungs: tuple[Rung, ...]
+    left_float: tuple[str, ...]
+    widened: tuple[str, ...]
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class GateResult:
     """One figure held against one limit; `unit` is for people."""
 
@@ -304,6 +370,8 @@ def to_plain(value: Any) -> Any:
             return value.value
         case TaskScore():
             return {**_fields(value), "drop_points": value.drop}
+        case Drop():
+            return {**_fields(value), "is_noise": value.is_noise}
         case Coverage():
             return {
                 "quantized": value.quantized_count,

@@ -51,7 +51,7 @@ def compare_outputs(reference: Iterable[Outputs], candidate: Iterable[Outputs]) 
             norm += float(np.sum(c * c))
             largest = max(largest, float(np.max(np.abs(r - c), initial=0.0)))
         by_sample.append((signal - before[0], noise - before[1]))
-        agreements.extend(_same_class(want, have))
+        agreements.extend(same_class(want, have))
     if not by_sample:
         raise CalibrationError("there are 0 samples to compare on", fix="give at least one sample")
     if elements and not compared:
@@ -87,8 +87,8 @@ def _decibels(signal: float, noise: float) -> float:
     return float(np.clip(10.0 * np.log10(signal / noise), -SQNR_CEILING_DB, SQNR_CEILING_DB))
 
 
-def _same_class(want: Outputs, have: Outputs) -> list[bool]:
-    """Arg-max agreement along the last axis of the first output, one verdict per position."""
+def same_class(want: Outputs, have: Outputs) -> list[bool]:
+    """Return arg-max agreement along the last axis of the first output, one verdict per position."""
     name = next(iter(want))
     if want[name].ndim < 2 or want[name].shape[-1] < 2:
         return []
@@ -124,8 +124,13 @@ def top1(outputs: Sequence[Outputs], labels: np.ndarray) -> float:
                 f"label {labels[worst]} of evaluation sample {worst} is no class of a model with {array.shape[-1]}",
                 fix=f"number the classes 0 to {array.shape[-1] - 1}",
             )
+    return float(np.mean(top1_hits(outputs, labels)))
+
+
+def top1_hits(outputs: Sequence[Outputs], labels: np.ndarray) -> np.ndarray:
+    """Return bool `[samples]`: whether the arg-max of the first output is the label."""
     guesses = [int(np.ravel(next(iter(output.values())))[_last_row(output)].argmax()) for output in outputs]
-    return float(np.mean(np.asarray(guesses) == np.asarray(labels)))
+    return np.asarray(np.asarray(guesses) == np.asarray(labels))
 
 
 def _last_row(output: Outputs) -> slice:

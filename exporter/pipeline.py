@@ -23,6 +23,7 @@ from exporter.manifest import MANIFEST_NAME, write_manifest
 from exporter.planning import Plan
 from exporter.progress import Progress
 from exporter.runtimes.worker import write_sample
+from exporter.schemes import Scheme
 from exporter.source import SourceModel
 from exporter.stages.bundle import write_bundle
 from exporter.stages.data import BuildData, read_data, require_labels_fit
@@ -31,8 +32,8 @@ from exporter.stages.report import report_document, write_report
 from exporter.stages.size_notes import explain_sizes
 
 if TYPE_CHECKING:
-    from calibration.statistics import Statistics
     from exporter.reference import Reference
+    from exporter.settling import Settled
     from exporter.stages.compress import Compressed
 
 PARITY_SAMPLES = 4
@@ -132,6 +133,7 @@ def _require_no_target_lost(plan: Plan, destination: Path) -> None:
 
 
 def _build_into(run: _Run, staging: Path) -> dict[str, Any]:
+    from exporter.settling import settle_all
     from exporter.stages.load import load
 
     plan, workdir, clock = run.plan, run.workdir, run.clock
@@ -145,9 +147,12 @@ def _build_into(run: _Run, staging: Path) -> dict[str, Any]:
     if compressed is not None:
         source = compressed.source
     onnx, program = _export(plan, source, data, workdir, clock)
-    statistics = _calibrate(plan, onnx, data, clock)
-    artifacts = _produce_all(plan, source, onnx, program, statistics, data, workdir, clock)
     baseline = None if compressed is None else compressed.original.score
+    with clock.stage("calibrating", len(data.calibration or ())) as advance:
+        settled, statistics = settle_all(
+            plan, source, onnx, data, workdir / "recovery", clock.progress, advance, baseline=baseline
+        )
+    artifacts = _produce_all(plan, source, onnx, program, settled, data, workdir, clock)
     evidence, reference = _validate_all(source, data, onnx, program, artifacts, workdir, clock, baseline)
     gates = judge(plan, artifacts, evidence)
     report = report_document(
@@ -163,14 +168,16 @@ def _build_into(run: _Run, staging: Path) -> dict[str, Any]:
         data.source,
         clock.seconds,
         compressed,
+        tuple(item.recovery for item in settled.values() if item.recovery is not None),
     )
-    require_passed(gates, report, _suspects(gates, artifacts, onnx, data))
+    require_passed(gates, report, _suspects(gates, artifacts, settled, data))
     with clock.stage("writing bundles", len(plan.targets)) as advance:
         for number, name in enumerate(plan.targets, start=1):
             write_bundle(plan, name, data.class_names, artifacts, evidence, reference, staging / name)
             advance(number)
     if compressed is not None:
         _write_torch(compressed, staging / TORCH_FOLDER)
+    _write_kept_layers(settled, staging)
     write_report(staging, report)
     write_manifest(staging, {"name": plan.recipe.model.name, "version": plan.recipe.model.version})
     return report
@@ -204,6 +211,15 @@ def compress_model(run: _Run, source: SourceModel, data: BuildData) -> Compresse
                 decide_regions=decide_regions,
             ),
         )
+
+
+def _write_kept_layers(settled: Mapping[Scheme, Settled], folder: Path) -> None:
+    """Write what each scheme spared as a list that a recipe's `quantize.keep_from` can name."""
+    for scheme, item in settled.items():
+        if item.recovery is not None and item.recovery.left_float:
+            text = f"# {scheme}: left in float so that max_drop = {item.recovery.budget:g} holds\n"
+            text += "".join(f"{name}\n" for name in item.recovery.left_float)
+            write_bytes(folder / f"keep-{scheme}.txt", text.encode())
 
 
 def _write_torch(compressed: Compressed, folder: Path) -> None:
@@ -242,29 +258,12 @@ def _export(
         return onnx, save_program(source, workdir / "program.pt2")
 
 
-def _calibrate(plan: Plan, onnx: Path, data: BuildData, clock: _Clock) -> Statistics | None:
-    import onnx_ir as ir
-
-    from calibration.collect import collect
-    from exporter.stages.quantize.regions import activation_values
-
-    wants_ranges = any(
-        planned.spec.scheme.needs_calibration and not planned.spec.format.needs_torch
-        for planned in plan.artifacts
-    )
-    if not wants_ranges or data.calibration is None:
-        return None
-    tensors = activation_values(ir.load(onnx), plan.recipe.quantize.keep)
-    with clock.stage("calibrating", len(data.calibration)) as advance:
-        return collect(onnx, tensors, data.calibration, progress=lambda done, _total: advance(done))
-
-
 def _produce_all(
     plan: Plan,
     source: SourceModel,
     onnx: Path,
     program: Path | None,
-    statistics: Statistics | None,
+    settled: Mapping[Scheme, Settled],
     data: BuildData,
     workdir: Path,
     clock: _Clock,
@@ -283,18 +282,16 @@ def _produce_all(
             request = ProduceRequest(
                 spec=planned.spec,
                 model_name=source.name,
-                onnx=onnx,
+                onnx=settled[planned.spec.scheme].onnx,
                 program=program,
                 inputs=source.inputs,
                 outputs=outputs,
                 axes=source.axes,
                 samples=samples if planned.spec.scheme.needs_calibration else None,
-                statistics=statistics,
                 rule=plan.recipe.quantize.rule,
-                keep=plan.recipe.quantize.keep,
                 destination=destination,
                 workdir=workdir,
-                settled=source.ranges,
+                encodings=settled[planned.spec.scheme].encodings,
             )
             with _naming(planned.spec), clock.progress.step(f"making {planned.spec}"):
                 made[planned.spec] = produce(request)
@@ -363,7 +360,10 @@ def _validate_all(
 
 
 def _suspects(
-    gates: Sequence[GateResult], artifacts: Mapping[ArtifactSpec, Artifact], onnx: Path, data: BuildData
+    gates: Sequence[GateResult],
+    artifacts: Mapping[ArtifactSpec, Artifact],
+    settled: Mapping[Scheme, Settled],
+    data: BuildData,
 ) -> dict[str, float]:
     """Return the layers that lose most signal in the artifact whose gate failed first, with decibels lost."""
     from exporter.stages.blame import worst_layers
@@ -376,7 +376,9 @@ def _suspects(
     ):
         return {}
     losses = worst_layers(
-        onnx, artifacts[failed.artifact].path, list(itertools.islice(data.samples, SUSPECT_SAMPLES))
+        settled[failed.artifact.scheme].onnx,
+        artifacts[failed.artifact].path,
+        list(itertools.islice(data.samples, SUSPECT_SAMPLES)),
     )
     return {loss.layer: loss.lost_db for loss in losses}
 

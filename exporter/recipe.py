@@ -1,7 +1,7 @@
 """The recipe: the one TOML file that describes a build, read strictly into frozen models.
 
-Nothing is loaded and no path is opened here besides the recipe itself. An unknown key is an error that
-gives its full path and the names nearby; paths are relative to the recipe's folder.
+Nothing is loaded and no path is opened here besides the recipe itself and its list of layers to keep. An unknown
+key is an error that gives its full path and the names nearby; paths are relative to the recipe's folder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAME_RULE = r"[a-z0-9][a-z0-9._-]{0,99}"
 _IDENTIFIERS = r"[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*"
 VERSION_RULE = rf"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)(-{_IDENTIFIERS})?(\+{_IDENTIFIERS})?"
 LARGEST_RECIPE_BYTES = 1 << 20
-RULES = ("minmax", "percentile", "mse", "entropy")
+RULES = ("auto", "minmax", "percentile", "mse", "entropy")
 
 Dtype = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
 Axis = Annotated[int, Field(gt=0)] | Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -132,13 +132,21 @@ class DataTable(_Table):
 class QuantizeTable(_Table):
     """`[quantize]`: the scheme of the integer artifacts, how ranges are chosen, and what stays float.
 
-    `max_drop` is the budget in points of the metric; `keep` are glob patterns of node or module names.
+    `keep` are glob patterns of node or module names, `keep_from` a file of such, one a line (`#` begins a comment):
+    a build with a budget writes one. `recover` names methods that are always applied, in order. `max_drop` is the
+    budget in points of the metric: the tool then climbs from cheap methods to float layers until it holds;
+    `max_drop_verdict = "significant"` breaks it only for a loss that is no noise of the evaluation set.
+    `conv_int4` stores convolutions in four bits too, where that is storage only.
     """
 
     scheme: str = "static_wi8_ai8"
-    rule: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
+    rule: Literal["auto", "minmax", "percentile", "mse", "entropy"] = "auto"
     keep: tuple[str, ...] = ()
+    keep_from: Path | None = None
+    recover: tuple[Literal["equalize", "smooth", "bias", "rounding"], ...] = ()
     max_drop: float | None = Field(default=None, ge=0)
+    max_drop_verdict: Literal["measured", "significant"] = "measured"
+    conv_int4: bool = False
 
     @field_validator("scheme")
     @classmethod
@@ -189,16 +197,31 @@ def read_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path} nests tables too deeply", fix="write plain tables") from error
     if "folder" in tables:
         raise RecipeError(f"{path}: folder: unknown key", fix="remove it; paths are relative to the recipe")
+    return recipe_of(tables, path, folder=path.resolve().parent)
+
+
+def recipe_of(tables: Mapping[str, Any], name: Path | str, *, folder: Path) -> Recipe:
+    """Return the recipe that `tables` spell, with paths relative to `folder`; errors call it `name`."""
     try:
         recipe = Recipe.model_validate(tables)
     except ValidationError as error:
-        raise _first_problem(path, error) from error
-    return recipe.model_copy(update={"folder": path.resolve().parent})
+        raise _first_problem(name, error) from error
+    return _with_kept_layers(recipe.model_copy(update={"folder": folder}))
+
+
+def _with_kept_layers(recipe: Recipe) -> Recipe:
+    """Return `recipe` with the names in its `quantize.keep_from` added to `quantize.keep`."""
+    if recipe.quantize.keep_from is None:
+        return recipe
+    lines = _text_of(recipe.resolve(recipe.quantize.keep_from)).splitlines()
+    names = [line.partition("#")[0].strip() for line in lines]
+    keep = tuple(dict.fromkeys([*recipe.quantize.keep, *(name for name in names if name)]))
+    return recipe.model_copy(update={"quantize": recipe.quantize.model_copy(update={"keep": keep})})
 
 
 def _text_of(path: Path) -> str:
-    """Return the text of a recipe, never reading a device, a pipe or a file too large to be one."""
-    fix = "name a TOML file; edge-export init writes one"
+    """Return the text of a recipe or of its list, never reading a device, a pipe or a file too large to be one."""
+    fix = "name a text file; edge-export init writes a recipe"
     try:
         if path.exists() and not path.is_file():
             kind = "a folder" if path.is_dir() else "not a regular file"
@@ -220,7 +243,7 @@ def _why(error: Exception) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"
 
 
-def _first_problem(path: Path, error: ValidationError) -> RecipeError:
+def _first_problem(path: Path | str, error: ValidationError) -> RecipeError:
     problem = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in problem["loc"]) or "recipe"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""

@@ -155,13 +155,21 @@ def fill(name: str, cell: str, work: Path, source: dict[str, Any]) -> dict[str, 
 
 
 def _request(request: dict[str, Any]) -> Any:
+    import onnx_ir as ir
+    from exporter.stages.quantize.ranges import choose_ranges
+
     from calibration.statistics import Statistics
     from exporter.formats.base import ProduceRequest
+    from exporter.integers.encodings import PLAIN, Encodings
 
     work, source = Path(request["work"]), request["source"]
     spec = ArtifactSpec.parse(request["cell"])
     destination = work / "out"
     destination.mkdir(exist_ok=True)
+    encodings = PLAIN
+    if spec.scheme.needs_calibration:
+        statistics = Statistics.load(work / "statistics")
+        encodings = Encodings(choose_ranges(ir.load(work / "float32.onnx"), statistics, "auto", (), {}))
     return ProduceRequest(
         spec=spec,
         model_name=request["name"],
@@ -171,9 +179,8 @@ def _request(request: dict[str, Any]) -> Any:
         outputs=_specs(source["outputs"]),
         axes=source["axes"],
         samples=work / "samples" if spec.scheme.needs_calibration else None,
-        statistics=Statistics.load(work / "statistics") if spec.scheme.needs_calibration else None,
-        rule="mse",
-        keep=(),
+        rule="auto",
+        encodings=encodings,
         destination=destination,
         workdir=work,
     )

@@ -27,6 +27,7 @@ COMMANDS: tuple[str, ...] = (
     "init",
     "inspect",
     "build",
+    "quantize",
     "tune",
     "validate",
     "students",

@@ -9,6 +9,7 @@ from typing import Any
 from exporter.cli import figures
 from exporter.cli.compression_view import show_compression
 from exporter.cli.console import Column, Console
+from exporter.cli.recovery_view import show_recoveries
 from exporter.cli.text import typed_path
 
 
@@ -27,6 +28,7 @@ def show_report(console: Console, path: Path, report: Mapping[str, Any], more: S
     console.answer_table(_columns(report), [*_reference_row(report), *_artifact_rows(report)])
     if "compression" in report:
         show_compression(console, report["compression"])
+    show_recoveries(console, report.get("recovery", ()))
     console.answer()
     for line in _explanations(report):
         console.answer(line, style="dim")

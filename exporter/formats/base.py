@@ -8,12 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from exporter.artifacts import ArtifactSpec, TensorSpec
-
-if TYPE_CHECKING:
-    from calibration.collect import Statistics
+from exporter.integers.encodings import Encodings
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +20,8 @@ class ProduceRequest:
     `onnx` is the tidy float32 graph with named axes; `program` the `.pt2` exported program of fixed shapes
     that this same build wrote (`None` when the model came as ONNX); `inputs`/`outputs` are the model's
     specs with named axes, `axes` the sizes that fix them; `samples` is a folder `00000.npz, 00001.npz, …`
-    of calibration samples in calibration order (`None` if the scheme needs none); `statistics` what was
-    seen while running them through `onnx`; `settled` are ranges that training has fixed, by value name, which
-    overrule what `statistics` and `rule` say; `rule` names the range rule; `keep` are glob patterns of
-    layer names that stay float.
+    of calibration samples in calibration order (`None` if the scheme needs none); `encodings` what calibration,
+    training and recovery have settled for `onnx`; `rule` chooses the ranges of tensors that only another format has.
     """
 
     spec: ArtifactSpec
@@ -37,12 +32,15 @@ class ProduceRequest:
     outputs: tuple[TensorSpec, ...]
     axes: Mapping[str, int]
     samples: Path | None
-    statistics: Statistics | None
     rule: str
-    keep: tuple[str, ...]
     destination: Path
     workdir: Path
-    settled: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    encodings: Encodings = field(default_factory=Encodings)
+
+    @property
+    def keep(self) -> tuple[str, ...]:
+        """Glob patterns and names of operators that stay float."""
+        return self.encodings.keep
 
     @property
     def path(self) -> Path:

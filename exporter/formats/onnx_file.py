@@ -20,15 +20,7 @@ def produce(request: ProduceRequest) -> Artifact:
     """
     started = time.monotonic()
     model = ir.load(request.onnx)
-    quantized, coverage = quantize(
-        model,
-        request.spec.scheme,
-        statistics=request.statistics,
-        rule=request.rule,
-        keep=request.keep,
-        axes=request.axes,
-        settled=request.settled,
-    )
+    quantized, coverage = quantize(model, request.spec.scheme, encodings=request.encodings, axes=request.axes)
     fixed = request.spec.shapes is Shapes.FIXED
     if fixed:
         quantized = fix_axes(quantized, request.axes)

@@ -38,6 +38,8 @@ def produce(request: ProduceRequest) -> Artifact:
             "scheme": str(request.spec.scheme),
             "rule": request.rule,
             "keep": list(request.keep),
+            "onnx": str(request.onnx),
+            "ranges": {name: list(span) for name, span in request.encodings.ranges.items()},
             "inputs": [to_plain(spec.fixed(request.axes)) for spec in request.inputs],
             "outputs": [to_plain(spec.fixed(request.axes)) for spec in request.outputs],
         },

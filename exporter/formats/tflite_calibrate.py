@@ -1,21 +1,22 @@
 """Ranges of a float `.tflite`'s own tensors, seen while the calibration samples run through it.
 
-The converter renames and fuses, so what was seen on the ONNX graph cannot be looked up here: the same samples
-are run again in the same order, one at a time, and only fixed-size sketches are kept. Replaces
-ai-edge-quantizer's calibrator, an exponential moving average whose result depends on the order of the samples.
+For what `correspondence` does not find in the ONNX graph, whose ranges are settled: the same samples are run again in
+the same order, one at a time, and only fixed-size sketches are kept. Replaces ai-edge-quantizer's calibrator, an
+exponential moving average whose result depends on the order of the samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from calibration.ranges import Range, range_by
+from calibration.ranges import Range, Rule, range_by
 from calibration.sketch import Sketch
 from exporter.errors import CalibrationError, InputError
+from exporter.formats.correspondence import SAMPLES, Fingerprint
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -27,37 +28,71 @@ def observe(model: Path, samples: Path, tensors: Collection[str]) -> dict[str, S
     Raises `CalibrationError` naming the sample and tensor for a missing input, a wrong shape, or a
     non-finite value, and when there is no sample.
     """
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    interpreter = Interpreter(
-        model_path=str(model),
-        num_threads=1,
-        experimental_preserve_all_tensors=True,
-        # XNNPACK computes several operators at once and leaves the tensors between them unwritten.
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
-    interpreter.allocate_tensors()
-    runner = interpreter.get_signature_runner()
-    wanted = {
-        detail["name"]: detail["index"]
-        for detail in interpreter.get_tensor_details()
-        if detail["name"] in set(tensors) and detail["dtype"] == np.float32
-    }
-    sketches = {name: Sketch.empty() for name in sorted(wanted)}
-    paths = sorted(samples.glob("*.npz"))
-    if not paths:
-        raise CalibrationError(f"{samples} holds no .npz sample", fix="give the recipe calibration data")
-    for path in paths:
-        runner(**_feeds(path, runner.get_input_details()))
-        for name, sketch in sketches.items():
-            _update(sketch, interpreter.get_tensor(wanted[name]), name, path)
+    run = _Run(model, tensors)
+    sketches = {name: Sketch.empty() for name in run.names}
+    for path in run.paths(samples):
+        for name, values in run.on(path):
+            _update(sketches[name], values, name, path)
     return sketches
 
 
+def fingerprints(model: Path, samples: Path, tensors: Collection[str]) -> dict[str, tuple[Fingerprint, ...]]:
+    """Return the fingerprints of every named float tensor of `model` on the first samples.
+
+    Raises what `observe` raises, but for values that are not finite.
+    """
+    run = _Run(model, tensors)
+    prints: dict[str, list[Fingerprint]] = {name: [] for name in run.names}
+    for path in run.paths(samples)[:SAMPLES]:
+        for name, values in run.on(path):
+            prints[name].append(Fingerprint.of(values))
+    return {name: tuple(found) for name, found in prints.items()}
+
+
+class _Run:
+    """A float `.tflite` that shows its inner tensors; `names` are those of the wanted ones that it has."""
+
+    def __init__(self, model: Path, tensors: Collection[str]) -> None:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        self._interpreter = Interpreter(
+            model_path=str(model),
+            num_threads=1,
+            experimental_preserve_all_tensors=True,
+            # XNNPACK computes several operators at once and leaves the tensors between them unwritten.
+            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        )
+        self._interpreter.allocate_tensors()
+        self._runner = self._interpreter.get_signature_runner()
+        self._indices = {
+            detail["name"]: detail["index"]
+            for detail in self._interpreter.get_tensor_details()
+            if detail["name"] in set(tensors) and detail["dtype"] == np.float32
+        }
+        self.names = sorted(self._indices)
+
+    def paths(self, samples: Path) -> list[Path]:
+        """Return the samples in order; `CalibrationError` if there is none."""
+        paths = sorted(samples.glob("*.npz"))
+        if not paths:
+            raise CalibrationError(f"{samples} holds no .npz sample", fix="give the recipe calibration data")
+        return paths
+
+    def on(self, path: Path) -> Iterator[tuple[str, Array]]:
+        """Run one sample and yield each tensor by name, valid until the next run."""
+        self._runner(**_feeds(path, self._runner.get_input_details()))
+        for name in self.names:
+            yield name, self._interpreter.get_tensor(self._indices[name])
+
+
 def ranges(sketches: dict[str, Sketch], rule: str) -> dict[str, Range]:
-    """Return each tensor's range by the rule of that name (`calibration.ranges.RULES`)."""
+    """Return each tensor's range by the rule of that name (`calibration.ranges.RULES`, or "auto").
+
+    "auto" is the least expected error of each tensor: on its own, without operators that share a range, that is "mse".
+    """
+    named = Rule.MSE.value if rule == "auto" else rule
     try:
-        return {name: range_by(rule, sketch) for name, sketch in sketches.items()}
+        return {name: range_by(named, sketch) for name, sketch in sketches.items()}
     except ValueError as error:
         raise InputError(
             f"no range rule is called {rule!r}", fix="use minmax, percentile, mse or entropy"

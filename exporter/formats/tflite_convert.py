@@ -5,14 +5,16 @@ Everything noisy, heavy and crash-prone happens here: torch, jax, litert-torch, 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from exporter import files
 from exporter.artifacts import to_plain
 from exporter.errors import UnsupportedError
+from exporter.formats.correspondence import Shared, onnx_prints, share_ranges
 from exporter.formats.program import specs_from_json
-from exporter.formats.tflite_calibrate import observe, ranges
+from exporter.formats.tflite_calibrate import fingerprints, observe, ranges
 from exporter.formats.tflite_coverage import coverage
 from exporter.formats.tflite_float import float_model
 from exporter.formats.tflite_graph import NUMPY_DTYPES, TYPE_NAMES, read_model, shape_of
@@ -27,15 +29,16 @@ _CURRENT_RUNTIME = "needs a current LiteRT: tflite-runtime 2.14 and other older 
 def convert(request: dict[str, Any]) -> dict[str, Any]:
     """Write `request["path"]` and return `{inputs, outputs, layers, notes}` of the file, JSON-ready.
 
-    `request` holds `program`, `path`, `workdir`, `samples` (or null), `scheme`, `rule`, `keep`, and `inputs`
-    and `outputs` as lists of `{name, dtype, shape}` with fixed shapes.
+    `request` holds `program`, `path`, `workdir`, `samples` (or null), `scheme`, `rule`, `keep`, `onnx` and `ranges`
+    (the float graph and `{value: [low, high]}` settled for it), and `inputs` and `outputs` as lists of
+    `{name, dtype, shape}` with fixed shapes.
     """
     scheme, keep = Scheme.parse(request["scheme"]), tuple(request["keep"])
     inputs, outputs = specs_from_json(request["inputs"]), specs_from_json(request["outputs"])
     made = float_model(Path(request["program"]), inputs, outputs, Path(request["workdir"]))
     model = read_model(made.path.read_bytes())
     decisions = decide(model, scheme, keep)
-    content = _content(made.path, model, decisions, request)
+    content, shared = _content(made.path, model, decisions, request)
     finished = read_model(content)
     reasons = {decision.operator.name: decision.reason for decision in decisions}
     covered = coverage(finished, reasons)
@@ -57,17 +60,35 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
         **answer,
         "notes": [
             *_notes(scheme, decisions, keep, made.path.stat().st_size, len(content)),
+            *([shared.note()] if shared.note() else []),
             *([_CURRENT_RUNTIME] if is_current else []),
         ],
     }
 
 
-def _content(path: Path, model: Any, decisions: tuple[Decision, ...], request: dict[str, Any]) -> bytes:
+def _content(
+    path: Path, model: Any, decisions: tuple[Decision, ...], request: dict[str, Any]
+) -> tuple[bytes, Shared]:
+    """Return the quantised file, and which of its activation ranges were settled on the ONNX graph."""
+    nothing = Shared({}, ())
     if all(decision.treatment is Treatment.FLOAT for decision in decisions):
-        return path.read_bytes()
+        return path.read_bytes(), nothing
     wanted = activations(model, decisions)
-    sketches = observe(path, Path(request["samples"]), wanted) if wanted else {}
-    return quantize(path, decisions, ranges(sketches, request["rule"]))
+    if not wanted:
+        return quantize(path, decisions, {}), nothing
+    samples = Path(request["samples"])
+    shared = _shared(path, samples, wanted, request)
+    sketches = observe(path, samples, shared.missing) if shared.missing else {}
+    spans = {**shared.ranges, **ranges(sketches, request["rule"])}
+    return quantize(path, decisions, spans), shared if request["ranges"] else nothing
+
+
+def _shared(path: Path, samples: Path, wanted: Collection[str], request: dict[str, Any]) -> Shared:
+    settled = {name: (float(low), float(high)) for name, (low, high) in request["ranges"].items()}
+    if not settled:
+        return Shared({}, tuple(sorted(wanted)))
+    known = onnx_prints(Path(request["onnx"]), settled, samples)
+    return share_ranges(fingerprints(path, samples, wanted), known, settled)
 
 
 def _specs(model: Any, side: str) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.graph import consumers, is_constant, is_float
+from exporter.integers.encodings import ChannelWeight
 from exporter.integers.outcome import Outcome
 from exporter.integers.rewrite import (
     KEPT,
@@ -152,10 +153,20 @@ def _read_table(node: ir.Node, table: ir.Value) -> None:
     node.replace_input_with(1, transpose.outputs[0])
 
 
-def store_rows(rewrite: Rewrite, table: ir.Value, padded_width: int | None = None) -> StoredRows:
-    """Store `table` as int8 with a scale per row; as uint8 padded to `padded_width` if that is given."""
+def store_rows(
+    rewrite: Rewrite,
+    table: ir.Value,
+    padded_width: int | None = None,
+    settled: ChannelWeight | None = None,
+) -> StoredRows:
+    """Store `table` as int8 with a scale per row; as uint8 padded to `padded_width` if that is given.
+
+    `settled` are its integers where they were chosen already, otherwise rows scale by their largest weight.
+    """
     array = array_of(table)
-    integers, scales = quantize_per_channel(array, axis=0)
+    integers, scales = (
+        quantize_per_channel(array, axis=0) if settled is None else (settled.integers, settled.scales)
+    )
     stored = integers if padded_width is None else to_unsigned(integers, padded_width)
     return StoredRows(
         rewrite.constant(f"{table.name}/int8", stored),

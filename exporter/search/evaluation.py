@@ -10,20 +10,19 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from exporter.artifacts import Artifact, ArtifactSpec, Coverage, Format, ModelFigures, Shapes
 from exporter.compression import DistillTable, PruneTable, QatTable, training_of
-from exporter.errors import EdgeError, GateError, InputError, UnsupportedError
+from exporter.errors import EdgeError, GateError, InputError
 from exporter.files import size_bytes
 from exporter.formats import produce
 from exporter.formats.base import ProduceRequest
 from exporter.graph import node_macs, parameter_count
+from exporter.host import HostTarget
 from exporter.measurement import deflated_bytes, export, measure
 from exporter.metrics import Metric, compare_outputs
 from exporter.planning import Plan, make_plan
@@ -32,53 +31,22 @@ from exporter.recipe import Recipe
 from exporter.runtimes.onnxruntime_cpu import OnnxModel
 from exporter.runtimes.race import race
 from exporter.runtimes.worker import read_samples, run_artifact, write_sample
-from exporter.schemes import KNOWN_SCHEMES, Scheme
+from exporter.schemes import Scheme
 from exporter.search.table import TuneTable
 from exporter.search.trial import Report, TrialFigures
+from exporter.settling import settle_all
 from exporter.source import SourceModel
 from exporter.stages.compress import Workshop, compress
 from exporter.stages.data import BuildData, read_data
 from exporter.stages.load import load
-from exporter.stages.quantize.regions import activation_values, decide_regions
+from exporter.stages.quantize.regions import decide_regions
 from exporter.user_code import import_user_code, said, user_line
-from targets.base import BundleRequest, Capabilities, RuntimeCapability, Target, TargetOptions
-
-if TYPE_CHECKING:
-    from calibration.statistics import Statistics
+from targets.base import Target
 
 ON_THE_TEST_SET = (
     "no data.validation: trials are judged on data.evaluation, so the search fits that set, and the metric of the "
     "chosen point is too good; hold some labelled samples out as data.validation"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class HostTarget:
-    """This machine as a target: it runs any file that a runtime here loads, and is never packed for."""
-
-    name: str = "host"
-    summary: str = "the machine that searches"
-    options_model: type[TargetOptions] = TargetOptions
-
-    def capabilities(self, options: TargetOptions) -> Capabilities:  # noqa: ARG002
-        """Return that every scheme is tried: a runtime that refuses one says so itself."""
-        runtimes = {
-            "onnxruntime-cpu": Format.ONNX,
-            "onnxruntime-cpu (.ort)": Format.ORT,
-            "litert": Format.TFLITE,
-        }
-        schemes = frozenset(KNOWN_SCHEMES)
-        return Capabilities(
-            "1", tuple(RuntimeCapability(name, kind, schemes) for name, kind in runtimes.items())
-        )
-
-    def default_artifacts(self, options: TargetOptions) -> tuple[ArtifactSpec, ...]:  # noqa: ARG002
-        """Return none: what is made is always named."""
-        return ()
-
-    def bundle(self, request: BundleRequest) -> None:  # noqa: ARG002
-        """Refuse: nothing is shipped from a search."""
-        raise UnsupportedError("a search packs nothing", fix="build the recipe that it writes")
 
 
 def artifact_of(recipe: Recipe, table: TuneTable) -> ArtifactSpec:
@@ -237,32 +205,24 @@ class PipelineEvaluation:
         if calibrated and self._data.calibration is not None and spec.format.needs_torch:
             for number, sample in enumerate(self._data.calibration):
                 write_sample(places["samples"], number, sample)
+        settled, _ = settle_all(
+            plan, source, onnx, self._data, folder / "recovery", Silence(), lambda _done: None, climbs=False
+        )
         request = ProduceRequest(
             spec=spec,
             model_name=source.name,
-            onnx=onnx,
+            onnx=settled[spec.scheme].onnx,
             program=save_program(source, folder / "program.pt2") if spec.format.needs_torch else None,
             inputs=source.inputs,
             outputs=OnnxModel(onnx).outputs,
             axes=source.axes,
             samples=places["samples"] if calibrated else None,
-            statistics=self._statistics(plan, onnx) if calibrated and not spec.format.needs_torch else None,
             rule=plan.recipe.quantize.rule,
-            keep=plan.recipe.quantize.keep,
             destination=places["models"],
             workdir=places["work"],
-            settled=source.ranges,
+            encodings=settled[spec.scheme].encodings,
         )
         return produce(request)
-
-    def _statistics(self, plan: Plan, onnx: Path) -> Statistics | None:
-        from calibration.collect import collect
-
-        if self._data.calibration is None:
-            return None
-        return collect(
-            onnx, activation_values(ir.load(onnx), plan.recipe.quantize.keep), self._data.calibration
-        )
 
     def _figures(self, artifact: Artifact, onnx: Path, folder: Path, *, judged: bool) -> TrialFigures:
         """Run the artifact and return what it measures; `judged` says whether its answers mean anything yet."""

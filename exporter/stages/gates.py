@@ -36,13 +36,26 @@ def _fidelity_gates(plan: Plan, spec: ArtifactSpec, evidence: Evidence) -> Itera
             yield _floor(
                 spec, "min_agreement", gates.min_agreement, evidence.fidelity.agreement, "of samples"
             )
-    if max_drop is not None and evidence.task is not None:
-        yield _ceiling(spec, "max_drop", max_drop, evidence.task.drop, "points")
+    if max_drop is not None:
+        yield from _budget_gates(plan, spec, evidence, max_drop)
     weight_sqnr = evidence.structure.get("weights", {}).get("sqnr_db")
     if isinstance(weight_sqnr, int | float):
         yield _floor(spec, "min_weight_sqnr_db", MIN_WEIGHT_SQNR_DB, float(weight_sqnr), "dB")
     for case in evidence.edge_cases:
         yield GateResult(spec, f"edge case: {case.name}", 1.0, float(case.passed), case.passed, case.detail)
+
+
+def _budget_gates(
+    plan: Plan, spec: ArtifactSpec, evidence: Evidence, max_drop: float
+) -> Iterator[GateResult]:
+    """Hold the drop of the metric, or without labels the share of changed classes, against the budget."""
+    drop, unit = evidence.disagreement, "points of agreement"
+    if evidence.task is not None:
+        drop, unit = evidence.task.interval, "points"
+    if drop is None:
+        return
+    significant = plan.recipe.quantize.max_drop_verdict == "significant"
+    yield _ceiling(spec, "max_drop", max_drop, drop.low if significant else drop.points, unit)
 
 
 def _size_gates(plan: Plan, spec: ArtifactSpec, artifact: Artifact) -> Iterator[GateResult]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from exporter.artifacts import (
     Artifact,
+    Drop,
     EdgeCase,
     Evidence,
     Fidelity,
@@ -22,8 +23,9 @@ from exporter.artifacts import (
     TaskScore,
     TensorSpec,
 )
+from exporter.comparison import drop_by_metric, drop_of_agreement
 from exporter.errors import CalibrationError, EdgeError, GateError
-from exporter.metrics import Metric, compare_outputs
+from exporter.metrics import Metric, compare_outputs, same_class
 from exporter.reference import Reference, latency_of
 from exporter.runtimes.worker import RunRecord, read_samples, run_artifact, write_sample
 
@@ -134,6 +136,7 @@ def validate(artifact: Artifact, reference: Reference, *, workdir: Path) -> Evid
         runtime_version=record.version,
         fidelity=compare_outputs(read_samples(reference.outputs), _answers(record, reference)),
         task=_task(reference, record),
+        disagreement=_disagreement(reference, record),
         edge_cases=tuple(_check_edges(artifact, reference, workdir)),
         latency=latency_of(record),
         peak_rss_mb=record.peak_rss_mb,
@@ -161,8 +164,19 @@ def _answers(record: RunRecord, reference: Reference) -> Iterator[Sample]:
 def _task(reference: Reference, record: RunRecord) -> TaskScore | None:
     if reference.metric is None or reference.labels is None or reference.score is None:
         return None
-    value = reference.metric(list(_answers(record, reference)), reference.labels)
-    return TaskScore(reference.metric_name or "metric", reference.score, value)
+    answers, wanted = list(_answers(record, reference)), list(read_samples(reference.outputs))
+    value = reference.metric(answers, reference.labels)
+    drop = drop_by_metric(reference.metric, reference.labels, wanted, answers)
+    # The interval is that of the pairs; the drop itself is counted from the reference's score.
+    offset = 100.0 * (reference.score - value) - drop.points
+    return TaskScore(reference.metric_name or "metric", reference.score, value, drop.plus(offset))
+
+
+def _disagreement(reference: Reference, record: RunRecord) -> Drop | None:
+    """Return what share of classes changed, in points; `None` for outputs without a class axis."""
+    pairs = zip(read_samples(reference.outputs), _answers(record, reference), strict=True)
+    verdicts = [same_class(want, have) for want, have in pairs]
+    return drop_of_agreement(verdicts) if verdicts and verdicts[0] else None
 
 
 def _check_edges(artifact: Artifact, reference: Reference, workdir: Path) -> Iterator[EdgeCase]:

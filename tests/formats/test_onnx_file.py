@@ -17,9 +17,11 @@ from exporter.errors import UnsupportedError
 from exporter.files import digest
 from exporter.formats import produce
 from exporter.formats.base import ProduceRequest
+from exporter.integers.encodings import Encodings
 from exporter.metrics import compare_outputs
 from exporter.onnx_write import save_onnx
 from exporter.runtimes.onnxruntime_cpu import OnnxModel
+from exporter.stages.quantize.ranges import choose_ranges
 from exporter.stages.quantize.regions import activation_values
 
 NETWORK = """
@@ -63,7 +65,8 @@ class Bench:
         save_onnx(ir.from_proto(onnx.shape_inference.infer_shapes(proto)), self.onnx)
         self.samples = [{"image": rng.normal(0, 1, (1, 3, 16, 16)).astype(np.float32)} for _ in range(12)]
         names = activation_values(ir.load(self.onnx), ())
-        self.statistics = collect(self.onnx, names, ListDataset(self.samples[:8]))
+        statistics = collect(self.onnx, names, ListDataset(self.samples[:8]))
+        self.encodings = Encodings(choose_ranges(ir.load(self.onnx), statistics, "minmax", (), {}))
         self.made: dict[str, Artifact] = {}
 
     def make(self, text: str, destination: Path | None = None) -> Artifact:
@@ -78,9 +81,8 @@ class Bench:
             outputs=(TensorSpec("logits", "float32", ("batch", 10)),),
             axes={"batch": 1},
             samples=None,
-            statistics=self.statistics,
             rule="minmax",
-            keep=(),
+            encodings=self.encodings,
             destination=home,
             workdir=self.folder / "work",
         )

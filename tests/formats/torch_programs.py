@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from exporter.artifacts import ArtifactSpec, TensorSpec
 from exporter.formats.base import ProduceRequest
+from exporter.integers.encodings import Encodings
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -102,7 +103,9 @@ class Program:
         return {spec.name: value.numpy() for spec, value in zip(self.outputs, results, strict=True)}
 
     def request(self, artifact: str, folder: Path, **changes: Any) -> ProduceRequest:
-        """Return a request for `artifact` into `folder`; `changes` override single fields."""
+        """Return a request for `artifact` into `folder`; `changes` override single fields, `keep` its encodings'."""
+        if "keep" in changes:
+            changes["encodings"] = Encodings(keep=changes.pop("keep"))
         fields: dict[str, Any] = {
             "spec": ArtifactSpec.parse(artifact),
             "model_name": "tiny",
@@ -112,9 +115,7 @@ class Program:
             "outputs": self.outputs,
             "axes": {"batch": 1},
             "samples": self.samples,
-            "statistics": None,
             "rule": "minmax",
-            "keep": (),
             "destination": folder,
             "workdir": folder / "work",
             **changes,

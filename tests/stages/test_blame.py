@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from exporter.integers.encodings import Encodings
 from exporter.onnx_write import forget_inner_shapes, save_onnx
 from exporter.stages.blame import worst_layers
 from exporter.stages.quantize.regions import activation_values
@@ -31,7 +32,8 @@ def test_a_layer_whose_range_is_far_too_wide_is_blamed_first(tmp_path: Path) -> 
     ranges = dict.fromkeys(activation_values(model, ()), (-4.0, 4.0)) | {"b": (-400.0, 400.0)}
     save_onnx(model, tmp_path / "float.onnx")
     save_onnx(
-        forget_inner_shapes(quantize_static(model, ranges, unsigned=False).model), tmp_path / "int8.onnx"
+        forget_inner_shapes(quantize_static(model, Encodings(ranges), unsigned=False).model),
+        tmp_path / "int8.onnx",
     )
     samples = [
         {"x": np.random.default_rng(i).normal(0, 1, (1, 4, 6, 6)).astype(np.float32)} for i in range(3)

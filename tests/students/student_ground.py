@@ -18,10 +18,12 @@ from exporter.artifacts import Artifact, ArtifactSpec, Fidelity, Format, TensorS
 from exporter.capture import save_program
 from exporter.formats import produce
 from exporter.formats.base import ProduceRequest
+from exporter.integers.encodings import PLAIN, Encodings
 from exporter.measurement import export
 from exporter.metrics import compare_outputs
 from exporter.runtimes.worker import open_model, write_sample
 from exporter.source import SourceModel
+from exporter.stages.quantize.ranges import choose_ranges
 from exporter.stages.quantize.regions import activation_values
 from exporter.stages.to_onnx import check_parity
 from exporter.students.catalogue import build_student
@@ -149,10 +151,11 @@ class Shipped:
     def produce(self, artifact: str) -> Artifact:
         spec = ArtifactSpec.parse(artifact)
         program = save_program(self.source, self.folder / "program.pt2") if spec.format.needs_torch else None
-        statistics = None
+        encodings = PLAIN
         if spec.scheme.needs_calibration and not spec.format.needs_torch:
             names = activation_values(ir.load(self.onnx), ())
             statistics = collect(self.onnx, names, ListDataset(list(self.samples)), threads=1)
+            encodings = Encodings(choose_ranges(ir.load(self.onnx), statistics, "minmax", (), {}))
         return produce(
             ProduceRequest(
                 spec=spec,
@@ -163,9 +166,8 @@ class Shipped:
                 outputs=logits(),
                 axes=self.source.axes,
                 samples=self.folder / "samples",
-                statistics=statistics,
                 rule="minmax",
-                keep=(),
+                encodings=encodings,
                 destination=self.folder,
                 workdir=self.folder / "work",
             )

@@ -9,13 +9,16 @@ Only standard operators of opset 11 are written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
+from exporter.integers.encodings import PLAIN, ChannelWeight, Encodings
 from exporter.integers.outcome import Outcome
 from exporter.integers.rewrite import (
+    Matrix,
     Rewrite,
     finish_product,
     is_matrix_product,
@@ -33,14 +36,14 @@ STORED_ONLY = "stored as int8, computed in float: onnxruntime's integer convolut
 DEEPEST_SUM = (2**31 - 1) // (255 * 127)
 
 
-def quantize_dynamic(model: ir.Model, keep: Sequence[str] = ()) -> Outcome:
+def quantize_dynamic(model: ir.Model, encodings: Encodings = PLAIN) -> Outcome:
     """Return a copy of `model` with int8 weights and activations quantised at run time.
 
-    `keep` are glob patterns of operators that stay float. Raises `GateError` for weights that are not finite.
+    Raises `GateError` for weights that are not finite.
     """
     quantized = model.clone()
     tie_tables(quantized)
-    return _Dynamic(Rewrite(quantized, keep)).run()
+    return _Dynamic(Rewrite(quantized, encodings.keep), encodings.channels).run()
 
 
 def _overflow(node: ir.Node) -> str:
@@ -52,8 +55,9 @@ def _overflow(node: ir.Node) -> str:
 class _Dynamic:
     """What is shared between operators: quantised activations and stored weights."""
 
-    def __init__(self, rewrite: Rewrite) -> None:
+    def __init__(self, rewrite: Rewrite, channels: Mapping[str, ChannelWeight]) -> None:
         self.rewrite = rewrite
+        self.channels = channels
         self.activations: dict[ir.Value, tuple[ir.Value, ...]] = {}
         self.weights: dict[tuple[ir.Value, bool], tuple[ir.Value, ir.Value]] = {}
 
@@ -116,10 +120,17 @@ class _Dynamic:
         matrix = weight_of(node)
         key = (matrix.source, matrix.by_output)
         if key not in self.weights:
-            integers, scales = quantize_per_channel(matrix.rows(), axis=0)
-            name = matrix.source.name
+            name = matrix.source.name or ""
+            integers, scales = self._integers(matrix)
             self.weights[key] = (
                 self.rewrite.constant(f"{name}/int8", integers.T),
                 self.rewrite.constant(f"{name}/scale", scales),
             )
         return self.weights[key]
+
+    def _integers(self, matrix: Matrix) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Return the rows of `matrix` as int8 `[N, K]` with a scale each, as settled or by their largest weight."""
+        chosen = self.channels.get(matrix.source.name or "")
+        if chosen is not None and chosen.axis == (0 if matrix.by_output else 1):
+            return chosen.integers if matrix.by_output else chosen.integers.T, chosen.scales
+        return quantize_per_channel(matrix.rows(), axis=0)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from exporter.errors import CalibrationError
 from exporter.graph import constant_of, is_constant
+from exporter.integers.encodings import ChannelWeight, Encodings
 from exporter.integers.grid import Grid, grid_of
 from exporter.integers.outcome import Outcome
 from exporter.integers.rewrite import Rewrite, constant_matrix, output_channel_axis
@@ -31,17 +32,16 @@ from exporter.integers.weights import (
 from exporter.stages.quantize.regions import Regions, decide_regions
 
 
-def quantize_static(
-    model: ir.Model, ranges: Mapping[str, tuple[float, float]], *, unsigned: bool, keep: Sequence[str] = ()
-) -> Outcome:
-    """Return `model` in QDQ form. `ranges` maps activation names to (low, high) in real units.
+def quantize_static(model: ir.Model, encodings: Encodings, *, unsigned: bool) -> Outcome:
+    """Return `model` in QDQ form, with a range in `encodings` for every activation that is put on a grid.
 
     Raises `CalibrationError` naming an activation that calibration never saw.
     """
-    regions = decide_regions(model, keep)
+    regions = decide_regions(model, encodings.keep)
     quantized = model.clone()
     tie_tables(quantized)
-    writer = _Writer(Rewrite(quantized, keep), regions, _grids(regions, ranges, unsigned=unsigned))
+    grids = _grids(regions, encodings.ranges, unsigned=unsigned)
+    writer = _Writer(Rewrite(quantized, encodings.keep), regions, grids, encodings.channels)
     tables = writer.write()
     return Outcome(quantized, regions.quantized | tables.quantized, {**tables.reasons, **regions.reasons})
 
@@ -63,8 +63,15 @@ def _grids(regions: Regions, ranges: Mapping[str, tuple[float, float]], *, unsig
 class _Writer:
     """Edits one graph in place: activations first, then tables, then the constants of every int8 operator."""
 
-    def __init__(self, rewrite: Rewrite, regions: Regions, grids: Mapping[str, Grid]) -> None:
+    def __init__(
+        self,
+        rewrite: Rewrite,
+        regions: Regions,
+        grids: Mapping[str, Grid],
+        channels: Mapping[str, ChannelWeight],
+    ) -> None:
         self.rewrite = rewrite
+        self.channels = channels
         self.graph = rewrite.graph
         self.regions = regions
         self.grids = grids
@@ -164,10 +171,14 @@ class _Writer:
         bias gets coarser weights and an exact bias.
         """
         key = (weight, axis)
-        coarser = np.any(needed > 0) and bool(np.any(needed > quantize_per_channel(array, axis)[1]))
+        chosen = self.channels.get(weight.name or "")
+        if chosen is not None and chosen.axis == axis:
+            integers, scales = chosen.integers, chosen.scales
+        else:
+            integers, scales = quantize_per_channel(array, axis)
+        coarser = bool(np.any(needed > scales))
         if key in self.weights and not coarser:
             return self.weights[key]
-        integers, scales = quantize_per_channel(array, axis)
         if coarser:
             scales = np.maximum(scales, needed)
             integers = round_per_channel(array, scales, axis)

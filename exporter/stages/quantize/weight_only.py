@@ -11,19 +11,22 @@ Two forms of storage:
 * int8 or int4 in blocks: a scale per block, stored as bfloat16 and cast when loaded (float32 scales would
   cost half a bit more per weight at block 32); for int4 also a zero point per block.
 
+Widths may be mixed in one graph: the kernels take 8 bits in the same blocks. Weights whose integers recovery
+has chosen are written as they are; the rest get the scales of least squared error.
 Embedding tables take the same storage and are shared with a tied head. Convolutions have no kernel of these
-forms: they are stored as int8 per channel and computed in float (see `stored`).
+forms: they are stored as int8 per channel, or on request in int4 blocks, and computed in float (see `stored`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from exporter.errors import UsageError
+from exporter.integers.encodings import ChannelWeight, Encodings
 from exporter.integers.outcome import Outcome
 from exporter.integers.rewrite import (
     Matrix,
@@ -35,7 +38,7 @@ from exporter.integers.rewrite import (
     obstacle,
     weight_of,
 )
-from exporter.integers.stored import store_convolutions
+from exporter.integers.stored import FOUR_BITS, chosen_blocks, chosen_channels, store_convolutions
 from exporter.integers.tables import (
     StoredRows,
     choose_tables,
@@ -46,11 +49,12 @@ from exporter.integers.tables import (
     tied_heads,
     to_unsigned,
 )
-from exporter.integers.weights import kernel_block, quantize_blocks, quantize_per_channel
+from exporter.integers.weights import Blocks, kernel_block, quantize_blocks, quantize_per_channel
 
 MICROSOFT = "com.microsoft"
 FLOAT = int(ir.DataType.FLOAT)
 INT8_CONVOLUTION = "onnxruntime has no int4 convolution; stored as int8"
+_NOTHING_SETTLED = Encodings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +65,18 @@ class _Packed:
     scales: ir.Value
     zero_points: ir.Value | None
     block_size: int
+    bits: int = 8
 
 
 def quantize_weight_only(
-    model: ir.Model, bits: int, block_size: int | None, keep: Sequence[str] = ()
+    model: ir.Model, bits: int, block_size: int | None, encodings: Encodings = _NOTHING_SETTLED
 ) -> Outcome:
     """Return a copy of `model` whose weights have `bits` (8 or 4) and a scale per `block_size` (`None`: per channel).
 
-    `keep` are glob patterns of operators that stay float. Raises `UsageError` for a width or block that has
-    no kernel, `GateError` for weights that are not finite.
+    Of `encodings`, `keep` are operators that stay float; `blocks` and `channels` are weights whose integers are
+    settled, used where their width is the one wanted; `bits` says 8 of an operator in a scheme of 4 bits, or 4
+    of a convolution, which has no int4 kernel and gains size only. Raises `UsageError` for a width or block that
+    has no kernel, `GateError` for weights that are not finite, `InternalError` for integers of another shape.
     """
     if bits not in {4, 8} or (bits == 4 and block_size is None):
         raise UsageError(
@@ -78,36 +85,56 @@ def quantize_weight_only(
         )
     quantized = model.clone()
     tie_tables(quantized)
-    return _WeightOnly(Rewrite(quantized, keep), bits, block_size).run()
+    return _WeightOnly(Rewrite(quantized, encodings.keep), bits, block_size, encodings).run()
 
 
 class _WeightOnly:
-    """One width and block for the whole graph, and the matrices stored so far."""
+    """One block size for the whole graph, the width of each matrix, and the matrices stored so far."""
 
-    def __init__(self, rewrite: Rewrite, bits: int, block_size: int | None) -> None:
+    def __init__(self, rewrite: Rewrite, bits: int, block_size: int | None, encodings: Encodings) -> None:
         self.rewrite = rewrite
         self.bits = bits
         self.block_size = block_size
+        self.encodings = encodings
         self.packed: dict[tuple[ir.Value, bool], _Packed] = {}
+        self.wider: frozenset[ir.Value] = frozenset()
 
     def run(self) -> Outcome:
         rewrite = self.rewrite
         products = [node for node in rewrite.graph if is_matrix_product(node)]
         reasons = {node: obstacle(rewrite, node) for node in products}
         chosen = [node for node in products if not reasons[node]]
-        for table, lookups in choose_tables(rewrite, served=chosen).items():
+        tables = choose_tables(rewrite, served=chosen)
+        self.wider = self._wider(chosen, tables)
+        for table, lookups in tables.items():
             self._write_table(table, lookups, chosen)
         for node in products:
             if reasons[node]:
                 rewrite.leave(node, reasons[node])
             else:
                 self._write_product(node)
-        for node, reason in store_convolutions(rewrite).items():
-            if not reason and self.bits == 8:
+        self._write_convolutions()
+        return rewrite.outcome()
+
+    def _wider(
+        self, products: Iterable[ir.Node], tables: Mapping[ir.Value, Iterable[ir.Node]]
+    ) -> frozenset[ir.Value]:
+        """Return the matrices that some reader wants in 8 bits: what is stored once has one width."""
+        readers = [(weight_of(node).source, node) for node in products]
+        readers += [(table, node) for table, lookups in tables.items() for node in lookups]
+        return frozenset(source for source, node in readers if self.encodings.bits.get(node.name or "") == 8)
+
+    def _bits_of(self, source: ir.Value) -> int:
+        return 8 if source in self.wider else self.bits
+
+    def _write_convolutions(self) -> None:
+        rewrite = self.rewrite
+        stored = store_convolutions(rewrite, self.encodings, four=self.block_size if self.bits == 4 else None)
+        for node, reason in stored.items():
+            if reason == FOUR_BITS or (not reason and self.bits == 8):
                 rewrite.quantized.add(node.name or "")
             else:
                 rewrite.leave(node, reason or INT8_CONVOLUTION)
-        return rewrite.outcome()
 
     # -- products --
 
@@ -123,7 +150,7 @@ class _WeightOnly:
             inputs.append(packed.zero_points)
         (product,) = self.rewrite.insert(
             node, "MatMulNBits", inputs, f"{node.name}/product", domain=MICROSOFT,
-            K=depth, N=columns, bits=self.bits, block_size=packed.block_size, accuracy_level=4,
+            K=depth, N=columns, bits=packed.bits, block_size=packed.block_size, accuracy_level=4,
         )  # fmt: skip
         finish_product(self.rewrite, node, product)
 
@@ -132,12 +159,19 @@ class _WeightOnly:
         if self.block_size is None:
             block = kernel_block(rows.shape[1])
             blocks = -(-rows.shape[1] // block)
-            integers, scales = quantize_per_channel(rows, axis=0)
+            integers, scales = self._channels(matrix, rows)
             data = to_unsigned(integers, blocks * block).reshape(len(rows), blocks, block)
             scale = self.rewrite.constant(f"{name}/scale", scales[:, None])
             stored = self.rewrite.constant(f"{name}/int8", data)
             return _Packed(stored, self._expanded(before, scale, len(rows), blocks), None, block)
-        return self._blocks(before, name or "", rows, self.block_size)
+        return self._store(before, name or "", self._blocks(matrix.source, rows, self.block_size))
+
+    def _channels(self, matrix: Matrix, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return int8 rows `[N, K]` with a scale each, as settled or by their largest weight."""
+        settled = chosen_channels(self.encodings, matrix.source, 0 if matrix.by_output else 1)
+        if settled is None:
+            return quantize_per_channel(rows, axis=0)
+        return settled.integers if matrix.by_output else settled.integers.T, settled.scales
 
     def _expanded(self, before: ir.Node, scale: ir.Value, rows: int, blocks: int) -> ir.Value:
         """Return the row scales `[N, 1]` repeated for every block, by an operator folded when loaded."""
@@ -146,19 +180,23 @@ class _WeightOnly:
         shape = self.rewrite.constant(f"{scale.name}/shape", np.asarray([rows, blocks], np.int64))
         return self.rewrite.insert(before, "Expand", [scale, shape], f"{scale.name}/blocks")[0]
 
-    def _blocks(
-        self, before: ir.Node, name: str, rows: np.ndarray, block_size: int, *, flat: bool = False
-    ) -> _Packed:
-        """Store `rows` `[N, K]` in blocks; `flat` leaves the bytes of a row in one axis."""
-        blocks = quantize_blocks(rows, block_size, self.bits, symmetric=self.bits == 8)
+    def _blocks(self, source: ir.Value, rows: np.ndarray, block_size: int) -> Blocks:
+        """Return `rows` `[N, K]` of `source` in blocks, as settled or of least squared error."""
+        bits = self._bits_of(source)
+        settled = chosen_blocks(self.encodings, source, rows.shape, bits)
+        return settled or quantize_blocks(rows, block_size, bits, symmetric=bits == 8)
+
+    def _store(self, before: ir.Node, name: str, blocks: Blocks, *, flat: bool = False) -> _Packed:
+        """Store `blocks`; `flat` leaves the bytes of a row in one axis."""
         halves = (blocks.scales.view(np.uint32) >> 16).astype(np.uint16)
         stored = self.rewrite.constant(f"{name}/scale", halves, ir.DataType.BFLOAT16)
         (scales,) = self.rewrite.insert(before, "Cast", [stored], f"{name}/scale_float", to=FLOAT)
         zero_points = None
         if blocks.zero_points is not None:
             zero_points = self.rewrite.constant(f"{name}/zero_point", blocks.zero_points)
-        data = blocks.packed.reshape(len(rows), -1) if flat else blocks.packed
-        return _Packed(self.rewrite.constant(f"{name}/int{self.bits}", data), scales, zero_points, block_size)
+        data = blocks.packed.reshape(len(blocks.packed), -1) if flat else blocks.packed
+        constant = self.rewrite.constant(f"{name}/int{blocks.bits}", data)
+        return _Packed(constant, scales, zero_points, blocks.block_size, blocks.bits)
 
     # -- tables --
 
@@ -168,16 +206,21 @@ class _WeightOnly:
         if self.block_size is not None:
             self._write_block_table(table, lookups, first, self.block_size, tied=bool(heads))
             return
-        stored = self._tied_rows(table, first) if heads else store_rows(self.rewrite, table)
+        settled = chosen_channels(self.encodings, table, 0)
+        stored = (
+            self._tied_rows(table, first, settled)
+            if heads
+            else store_rows(self.rewrite, table, settled=settled)
+        )
         for node in lookups:
             look_up_rows(self.rewrite, node, stored)
 
-    def _tied_rows(self, table: ir.Value, first: ir.Node) -> StoredRows:
+    def _tied_rows(self, table: ir.Value, first: ir.Node, settled: ChannelWeight | None) -> StoredRows:
         """Store the table with the zero point and the padding that its heads want, and hand it to them."""
         rows, depth = array_of(table).shape
         block = kernel_block(depth)
         blocks = -(-depth // block)
-        stored = store_rows(self.rewrite, table, padded_width=blocks * block)
+        stored = store_rows(self.rewrite, table, padded_width=blocks * block, settled=settled)
         data = self._reshaped(first, stored.integers, (rows, blocks, block))
         scales = self._expanded(first, stored.scales, rows, blocks)
         self.packed[table, True] = _Packed(data, scales, None, block)
@@ -189,11 +232,11 @@ class _WeightOnly:
         """Store the table in blocks; GatherBlockQuantized reads flat rows, a tied head the same in blocks."""
         array = array_of(table)
         rows, width = array.shape
-        packed = self._blocks(first, table.name or "", array, block_size, flat=not tied)
-        padded_width = -(-width // block_size) * block_size
+        packed = self._store(first, table.name or "", self._blocks(table, array, block_size), flat=not tied)
+        padded_width = -(-width // packed.block_size) * packed.block_size
         flat = packed.data
         if tied:
-            flat = self._reshaped(first, packed.data, (rows, padded_width * self.bits // 8))
+            flat = self._reshaped(first, packed.data, (rows, padded_width * packed.bits // 8))
             self.packed[table, True] = packed
         for node in lookups:
             inputs = [flat, node.inputs[1], packed.scales]
@@ -201,7 +244,7 @@ class _WeightOnly:
                 inputs.append(packed.zero_points)
             (value,) = self.rewrite.insert(
                 node, "GatherBlockQuantized", inputs, f"{node.name}/dequantized", domain=MICROSOFT,
-                bits=self.bits, block_size=block_size, gather_axis=0, quantize_axis=1,
+                bits=packed.bits, block_size=packed.block_size, gather_axis=0, quantize_axis=1,
             )  # fmt: skip
             if padded_width != width:
                 value = cut_columns(self.rewrite, node, value, width)

@@ -16,7 +16,7 @@ from exporter.source import SourceModel
 
 if TYPE_CHECKING:
     from calibration.statistics import Statistics
-    from exporter.artifacts import CompressionStep, ModelFigures
+    from exporter.artifacts import CompressionStep, ModelFigures, Recovery
 
 REPORT_SCHEMA = 1
 _TOOLS = (
@@ -44,6 +44,7 @@ def report_document(
     evaluated_on: str,
     seconds: Mapping[str, float],
     compressed: Compression | None = None,
+    recoveries: Sequence[Recovery] = (),
 ) -> dict[str, Any]:
     """Return the content of `report.json`; `docs/report.md` describes the keys.
 
@@ -68,6 +69,7 @@ def report_document(
             **_graph_figures(onnx, source),
         },
         **_compression(compressed),
+        "recovery": [to_plain(recovery) for recovery in recoveries],
         "data": {
             "evaluated_on": evaluated_on,
             "calibration_samples": statistics.samples if statistics is not None else None,

@@ -16,6 +16,7 @@ from calibration.collect import collect
 from calibration.dataset import ArrayDataset
 from exporter.artifacts import TensorSpec
 from exporter.compression import TrainingTable
+from exporter.integers.encodings import Encodings
 from exporter.measurement import export
 from exporter.metrics import top1
 from exporter.progress import Silence
@@ -24,6 +25,7 @@ from exporter.schemes import Scheme
 from exporter.source import SourceModel
 from exporter.stages.compress.base import StepContext
 from exporter.stages.quantize import quantize
+from exporter.stages.quantize.ranges import choose_ranges
 from exporter.stages.quantize.regions import activation_values, decide_regions
 from exporter.training.data import TrainingData
 from exporter.training.loop import train
@@ -164,18 +166,12 @@ def quantized(source: SourceModel, scheme: str, given: StepContext) -> tuple[ir.
     """Return the file that the exporter makes of `source`, and the names of the operators it quantised."""
     path = given.export(source)
     model, parsed, keep = ir.load(path), Scheme.parse(scheme), given.recipe.quantize.keep
-    statistics = None
+    ranges = {}
     if parsed.needs_calibration and given.calibration is not None:
         statistics = collect(path, activation_values(model, keep), given.calibration)
-    file, coverage = quantize(
-        model,
-        parsed,
-        statistics=statistics,
-        rule="minmax",
-        keep=keep,
-        axes=source.axes,
-        settled=source.ranges,
-    )
+        ranges = choose_ranges(model, statistics, "minmax", keep, source.ranges)
+    encodings = Encodings(ranges=ranges, keep=keep)
+    file, coverage = quantize(model, parsed, encodings=encodings, axes=source.axes)
     return file, frozenset(layer.name for layer in coverage.layers if layer.quantized)
 
 

@@ -28,6 +28,7 @@ from exporter.artifacts import TensorSpec
 from exporter.compression import QatTable, TrainingTable
 from exporter.errors import CalibrationError, RecipeError, UnsupportedError
 from exporter.graph import matches
+from exporter.integers.encodings import Encodings
 from exporter.schemes import Scheme
 from exporter.source import SourceModel
 from exporter.stages.compress.base import StepContext, StepResult
@@ -235,7 +236,7 @@ def test_nothing_to_quantise(tmp_path: Path) -> None:
 def test_ranges_that_training_settled_overrule_calibration(run: Run) -> None:
     """The exporter's scales are those of the settled ranges, whatever calibration saw; without, they differ."""
     given, source = run.context, run.result.source
-    direct = quantize_static(ir.load(given.export(source)), source.ranges, unsigned=False).model
+    direct = quantize_static(ir.load(given.export(source)), Encodings(source.ranges), unsigned=False).model
     assert scales_of(quantized(source, STATIC, given)[0]) == scales_of(direct)
     assert scales_of(quantized(replace(source, ranges={}), STATIC, given)[0]) != scales_of(direct)
 

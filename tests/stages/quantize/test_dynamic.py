@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from quantize_graphs import executed, graph, node, run, serialized, sqnr_db, weights
 
+from exporter.integers.encodings import Encodings
 from exporter.integers.rewrite import array_of
 from exporter.integers.weights import dequantize_per_channel, quantize_per_channel
 from exporter.stages.quantize.dynamic import STORED_ONLY, quantize_dynamic
@@ -212,10 +213,10 @@ def test_the_same_model_gives_the_same_bytes() -> None:
 
 def test_kept_operators_stay_float() -> None:
     model = perceptron()
-    outcome = quantize_dynamic(model, ["hidden*"])
+    outcome = quantize_dynamic(model, Encodings(keep=("hidden*",)))
     assert outcome.quantized == {"product/MatMul"}
     assert outcome.reasons == {"hidden/Gemm": "kept in float by the recipe"}
-    everything = quantize_dynamic(model, ["*"])
+    everything = quantize_dynamic(model, Encodings(keep=("*",)))
     assert everything.quantized == frozenset()
     assert serialized(everything.model) == serialized(model)
 
@@ -295,7 +296,7 @@ def test_convolutions_are_stored_small_and_computed_in_float(tmp_path: Path) -> 
 
 
 def test_a_kept_convolution_keeps_its_weights() -> None:
-    outcome = quantize_dynamic(convolutions(), ["a", "c/*"])
+    outcome = quantize_dynamic(convolutions(), Encodings(keep=("a", "c/*")))
     assert outcome.reasons["a/Conv"] == outcome.reasons["c/ConvTranspose"] == "kept in float by the recipe"
     assert outcome.reasons["b/Conv"] == STORED_ONLY
     names = outcome.model.graph.initializers

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from quantize_graphs import graph, node, run, serialized, sqnr_db, weights
 
+from exporter.integers.encodings import Encodings
 from exporter.integers.outcome import Outcome
 from exporter.integers.tables import quantize_tables, tie_tables
 from exporter.integers.weights import (
@@ -26,19 +27,19 @@ Quantizer = Callable[..., Outcome]
 
 
 def dynamic(model: ir.Model, keep: tuple[str, ...] = ()) -> Outcome:
-    return quantize_dynamic(model, keep)
+    return quantize_dynamic(model, Encodings(keep=keep))
 
 
 def int8(model: ir.Model, keep: tuple[str, ...] = ()) -> Outcome:
-    return quantize_weight_only(model, 8, None, keep)
+    return quantize_weight_only(model, 8, None, Encodings(keep=keep))
 
 
 def int8_blocks(model: ir.Model, keep: tuple[str, ...] = ()) -> Outcome:
-    return quantize_weight_only(model, 8, 32, keep)
+    return quantize_weight_only(model, 8, 32, Encodings(keep=keep))
 
 
 def int4(model: ir.Model, keep: tuple[str, ...] = ()) -> Outcome:
-    return quantize_weight_only(model, 4, 32, keep)
+    return quantize_weight_only(model, 4, 32, Encodings(keep=keep))
 
 
 QUANTIZERS = [dynamic, int8, int8_blocks, int4]
@@ -157,7 +158,7 @@ def test_a_kept_lookup_keeps_the_table_exact(quantizer: Quantizer) -> None:
 
 @pytest.mark.parametrize(("rows", "quantized"), [(64, False), (65, True)])
 def test_small_tables_stay_float(rows: int, quantized: bool) -> None:
-    outcome = quantize_dynamic(embedding(32, rows))
+    outcome = quantize_dynamic(embedding(32, rows), Encodings())
     assert bool(outcome.quantized) is quantized
     assert outcome.reasons == ({} if quantized else {"row/Gather": "its table has only 64 rows"})
 
@@ -169,7 +170,9 @@ def test_lookups_that_are_not_rows_are_left() -> None:
         ["y"],
         {"table": weights((100, 100))},
     )
-    assert quantize_dynamic(model).reasons == {"columns/Gather": "does not look up rows of a matrix"}
+    assert quantize_dynamic(model, Encodings()).reasons == {
+        "columns/Gather": "does not look up rows of a matrix"
+    }
 
 
 def test_positions_that_are_always_the_same_are_stored_small() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
 from exporter.errors import CalibrationError, RecipeError, UnsupportedError
+from exporter.integers.encodings import PLAIN, Encodings
 from exporter.integers.grid import grid_of
 from exporter.onnx_write import save_onnx
 from exporter.schemes import Scheme
@@ -127,7 +128,7 @@ def sqnr_db(want: np.ndarray, have: np.ndarray) -> float:
 def test_the_quantised_graph_means_the_same_to_the_onnx_reference_and_to_onnxruntime(build, unsigned):
     model = build()
     feeds = {v.name: RNG.normal(0, 1, [2, *v.shape[1:]]).astype(np.float32) for v in model.graph.inputs}
-    outcome = quantize_static(model, observed(model, feeds), unsigned=unsigned)
+    outcome = quantize_static(model, Encodings(observed(model, feeds)), unsigned=unsigned)
     exact, float_answer = reference(outcome.model, feeds), reference(model, feeds)
     assert sqnr_db(float_answer, exact) > 25
     # Kernels may round ties differently from the reference; a step of the last grid is what that can move.
@@ -138,7 +139,7 @@ def test_the_quantised_graph_means_the_same_to_the_onnx_reference_and_to_onnxrun
 def test_every_quantised_operator_becomes_an_int8_kernel_on_arm(tmp_path, unsigned):
     model = residual()
     feeds = {"image": RNG.normal(0, 1, (1, 3, 8, 8)).astype(np.float32)}
-    outcome = quantize_static(model, observed(model, feeds), unsigned=unsigned)
+    outcome = quantize_static(model, Encodings(observed(model, feeds)), unsigned=unsigned)
     operators = optimized_operators(outcome.model, tmp_path / "optimized.onnx", as_on_arm=True)
     assert operators["QLinearConv"] == 3
     assert operators["QLinearAdd"] == operators["QLinearGlobalAveragePool"] == operators["QGemm"] == 1
@@ -149,7 +150,7 @@ def test_every_quantised_operator_becomes_an_int8_kernel_on_arm(tmp_path, unsign
 def test_attention_quantises_products_and_leaves_norm_softmax_and_residuals_float(tmp_path):
     model = attention()
     feeds = {"tokens": RNG.normal(0, 1, (1, 6, 16)).astype(np.float32)}
-    outcome = quantize_static(model, observed(model, feeds), unsigned=True)
+    outcome = quantize_static(model, Encodings(observed(model, feeds)), unsigned=True)
     assert outcome.quantized == {"query", "key", "scores", "mix"}
     operators = optimized_operators(outcome.model, tmp_path / "optimized.onnx", as_on_arm=True)
     assert operators["MatMulIntegerToFloat"] + operators["QLinearMatMul"] == 4
@@ -159,14 +160,16 @@ def test_attention_quantises_products_and_leaves_norm_softmax_and_residuals_floa
 def test_the_given_graph_is_not_changed():
     model = residual()
     before = ir.to_proto(model).SerializeToString(deterministic=True)
-    quantize_static(model, dict.fromkeys(activation_values(model, ()), (-1.0, 1.0)), unsigned=False)
+    quantize_static(
+        model, Encodings(dict.fromkeys(activation_values(model, ()), (-1.0, 1.0))), unsigned=False
+    )
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
 def test_weights_are_stored_once_as_int8_per_channel_with_zero_point_zero(tmp_path):
     model = residual()
     ranges = dict.fromkeys(activation_values(model, ()), (-1.0, 1.0))
-    quantized = quantize_static(model, ranges, unsigned=False).model
+    quantized = quantize_static(model, Encodings(ranges), unsigned=False).model
     constants = {name: value.const_value.numpy() for name, value in quantized.graph.initializers.items()}
     assert not set(WEIGHTS) & set(constants), "float originals must leave the file"
     weights = [array for array in constants.values() if array.dtype == np.int8 and array.ndim > 1]
@@ -203,7 +206,7 @@ def test_a_nearly_dead_channel_keeps_its_bias():
     for name, array in (("w2", weight), ("b2", bias)):
         model.graph.initializers[name].const_value = ir.tensor(array, name=name)
     feeds = {"image": RNG.normal(0, 1, (1, 3, 8, 8)).astype(np.float32)}
-    outcome = quantize_static(model, observed(model, feeds), unsigned=False)
+    outcome = quantize_static(model, Encodings(observed(model, feeds)), unsigned=False)
     assert sqnr_db(reference(model, feeds), run(outcome.model, feeds)) > 20
 
 
@@ -218,14 +221,12 @@ def test_a_kept_layer_stays_float_and_says_so():
 def test_an_unseen_activation_is_named():
     model = residual()
     with pytest.raises(CalibrationError, match="no range for activation image"):
-        quantize_static(model, {}, unsigned=False)
+        quantize_static(model, PLAIN, unsigned=False)
 
 
-class Ranges:
-    """Statistics stand-in: the same range for every tensor."""
-
-    def range_of(self, tensor: str, rule: str) -> object:
-        return type("Range", (), {"low": -1.0, "high": 1.0})
+def plain_ranges(model: ir.Model) -> Encodings:
+    """The same range for every activation."""
+    return Encodings(dict.fromkeys(activation_values(model, ()), (-1.0, 1.0)))
 
 
 def test_a_keep_pattern_that_matches_nothing_is_an_error_with_near_names():
@@ -233,9 +234,7 @@ def test_a_keep_pattern_that_matches_nothing_is_an_error_with_near_names():
         quantize(
             residual(),
             Scheme.parse("static_wi8_ai8"),
-            statistics=Ranges(),
-            rule="mse",
-            keep=("heads",),
+            encodings=Encodings(keep=("heads",)),
             axes={},
         )
     assert "head" in caught.value.fix
@@ -247,9 +246,7 @@ def test_a_graph_with_nothing_to_quantise_is_refused_with_its_coverage():
     net (float[1, 4] x) => (float[1, 4] y) { [act] a = Sigmoid (x) [soft] y = Softmax (a) }
     """
     with pytest.raises(UnsupportedError, match="quantised none of 2 operators") as caught:
-        quantize(
-            graph(text, {}), Scheme.parse("static_wi8_ai8"), statistics=Ranges(), rule="mse", keep=(), axes={}
-        )
+        quantize(graph(text, {}), Scheme.parse("static_wi8_ai8"), encodings=PLAIN, axes={})
     assert set(caught.value.details["left_float"]) == {
         "Sigmoid: its int8 form costs accuracy and it is a small share of the work",
         "Softmax: its int8 form costs accuracy and it is a small share of the work",
@@ -261,9 +258,7 @@ def test_a_graph_with_nothing_to_quantise_is_refused_with_its_coverage():
 )
 def test_coverage_speaks_of_every_operator_that_computes(scheme):
     model = residual()
-    _, coverage = quantize(
-        model, Scheme.parse(scheme), statistics=Ranges(), rule="mse", keep=(), axes={"batch": 1}
-    )
+    _, coverage = quantize(model, Scheme.parse(scheme), encodings=plain_ranges(model), axes={"batch": 1})
     computing = {n.name for n in model.graph if n.op_type not in {"Flatten"}}
     assert {layer.name for layer in coverage.layers} == computing
     assert all(bool(layer.reason) != layer.quantized for layer in coverage.layers)
@@ -290,7 +285,7 @@ net (float[1, 4, 6, 6] x) => (float[1, 4, 6, 6] y) {
 def test_a_residual_block_stays_in_int8_through_its_add_and_relu(tmp_path):
     model = graph(BLOCK, {"w": (4, 4, 1, 1)})
     feeds = {"x": RNG.normal(0, 1, (1, 4, 6, 6)).astype(np.float32)}
-    outcome = quantize_static(model, observed(model, feeds), unsigned=False)
+    outcome = quantize_static(model, Encodings(observed(model, feeds)), unsigned=False)
     assert outcome.quantized == {"left", "right", "sum", "relu", "next", "again", "relu2", "last"}
     operators = optimized_operators(outcome.model, tmp_path / "optimized.onnx", as_on_arm=True)
     assert (operators["QLinearConv"], operators["QLinearAdd"], operators["Relu"]) == (4, 2, 0)

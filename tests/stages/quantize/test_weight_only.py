@@ -13,6 +13,7 @@ from quantize_graphs import executed, graph, node, run, serialized, sqnr_db, wei
 from test_dynamic import GEMMS, OPSETS, attention_block, convolutions, gemm, perceptron, sample
 
 from exporter.errors import UsageError
+from exporter.integers.encodings import Encodings
 from exporter.integers.weights import (
     dequantize_blocks,
     dequantize_per_channel,
@@ -149,10 +150,10 @@ def test_the_given_model_is_not_changed_and_the_answer_repeats() -> None:
 
 def test_kept_operators_stay_float() -> None:
     model = perceptron()
-    outcome = quantize_weight_only(model, 4, 32, ["product/*"])
+    outcome = quantize_weight_only(model, 4, 32, Encodings(keep=("product/*",)))
     assert outcome.quantized == {"hidden/Gemm"}
     assert outcome.reasons == {"product/MatMul": "kept in float by the recipe"}
-    assert quantize_weight_only(model, 8, None, ["*"]).quantized == frozenset()
+    assert quantize_weight_only(model, 8, None, Encodings(keep=("*",))).quantized == frozenset()
 
 
 @pytest.mark.parametrize(("bits", "block_size"), [(4, None), (3, 32), (4, 48)])

@@ -68,7 +68,7 @@ def _drop_of_hits(reference: NDArray[np.bool_], hits: NDArray[np.bool_]) -> Drop
     adjusted = count + 2
     centre = (lost - won) / adjusted
     spread = (lost + won + 1) - (lost - won) ** 2 / adjusted
-    half = NORMAL_95 * np.sqrt(spread) / adjusted
+    half = float(NORMAL_95 * np.sqrt(spread) / adjusted)
     return Drop(100.0 * (lost - won) / count, 100.0 * (centre - half), 100.0 * (centre + half), count)
 
 

@@ -5,6 +5,7 @@ The same stages as a build, in the same order, on a plan of one artifact for thi
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 import shutil
@@ -13,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from exporter.artifacts import Artifact
 from exporter.errors import UsageError
@@ -24,6 +27,7 @@ from exporter.planning import Plan, make_plan
 from exporter.progress import Progress
 from exporter.recipe import recipe_of
 from exporter.schemes import Scheme
+from exporter.source import SourceModel
 from targets.base import Target
 
 BLAMED_SAMPLES = 8
@@ -89,11 +93,12 @@ def quantize_file(plan: Plan, request: Quantizing, *, progress: Progress, log: P
     spec = plan.artifacts[0].spec
     with scratch_folder("quantize") as workdir:
         with progress.step("loading the model"):
-            source = load(plan, log=log)
+            source = load(_with_any_axes(plan), log=log)
             onnx = workdir / "float32.onnx"
             save_onnx(tidy(to_onnx(source), source.inputs), onnx)
         with progress.step("reading data"):
             data = read_data(plan, source)
+            source = _sized_by(next(iter(data.samples)), source)
         for finding in data.findings:
             progress.say(finding)
         statistics = None
@@ -158,6 +163,28 @@ def quantize_file(plan: Plan, request: Quantizing, *, progress: Progress, log: P
         require_passed(gates, report, suspects)
         _publish(artifacts[spec], request.out)
     return report
+
+
+def _with_any_axes(plan: Plan) -> Plan:
+    """Return `plan` with a size for every named axis of the model: the data will say which."""
+    from exporter.onnx_read import read_onnx, tensor_specs
+
+    recipe = plan.recipe
+    inputs, _ = tensor_specs(read_onnx(recipe.resolve(recipe.model.path or Path()), load_weights=False))
+    named = {axis for spec in inputs for axis in spec.shape if isinstance(axis, str)}
+    model = recipe.model.model_copy(update={"axes": dict.fromkeys(sorted(named), 1)})
+    return dataclasses.replace(plan, recipe=recipe.model_copy(update={"model": model}))
+
+
+def _sized_by(sample: Mapping[str, np.ndarray], source: SourceModel) -> SourceModel:
+    """Return `source` with its named axes as long as they are in `sample`, which is its example from here on."""
+    axes = {
+        axis: size
+        for spec in source.inputs
+        for axis, size in zip(spec.shape, np.shape(sample[spec.name]), strict=False)
+        if isinstance(axis, str)
+    }
+    return dataclasses.replace(source, axes=axes, example=dict(sample))
 
 
 def _publish(artifact: Artifact, out: Path) -> None:

@@ -81,7 +81,18 @@ class Shared:
             return said
         named = ", ".join(self.missing[:_NAMED])
         more = f" and {len(self.missing) - _NAMED} more" if len(self.missing) > _NAMED else ""
-        return f"{said}; estimated anew, for want of a tensor that holds the same: {named}{more}"
+        return f"{said}; estimated anew, because it has none for them: {named}{more}"
+
+    def carried(self, moves: Mapping[str, str]) -> Shared:
+        """Return the same with ranges handed on along `moves`, {result: operand} of operators that only move data.
+
+        In execution order: a padded or reshaped tensor holds nothing beyond its operand's range and zero.
+        """
+        ranges = dict(self.ranges)
+        for result, operand in moves.items():
+            if result in self.missing and operand in ranges:
+                ranges[result] = ranges[operand]
+        return Shared(ranges, tuple(name for name in self.missing if name not in ranges))
 
 
 def share_ranges(wanted: Prints, known: Prints, settled: Mapping[str, tuple[float, float]]) -> Shared:
@@ -116,20 +127,24 @@ def onnx_prints(model: Path, values: Collection[str], samples: Path) -> dict[str
     `samples` is a folder of `.npz` files, one array per graph input. Raises `CalibrationError` for samples that
     the graph does not take.
     """
-    session, fetched, shown = _observing_session(model, values)
+    session, fetched, shown = observing_session(model, values)
     prints: dict[str, list[Fingerprint]] = {name: [] for name in (*fetched, *shown)}
     for path in sorted(samples.glob("*.npz"))[:SAMPLES]:
         with np.load(path, allow_pickle=False) as arrays:
             feeds = {value.name: arrays[value.name] for value in session.get_inputs() if value.name in arrays}
         for name in shown:
             prints[name].append(Fingerprint.of(feeds[name]))
-        for name, result in zip(fetched, _run(session, fetched, feeds, path), strict=True):
+        for name, result in zip(fetched, answers_of(session, fetched, feeds, path), strict=True):
             prints[name].append(Fingerprint.of(result))
     return {name: tuple(found) for name, found in prints.items() if found}
 
 
-def _observing_session(model: Path, values: Collection[str]) -> tuple[Any, list[str], list[str]]:
-    """Return a session that also answers the inner `values`, their names, and those that are inputs."""
+def observing_session(model: Path, values: Collection[str]) -> tuple[Any, list[str], list[str]]:
+    """Return a session of the float graph at `model` that also answers its inner `values`.
+
+    With it the names it answers in their order, and the names of `values` that are inputs. One thread, so that equal
+    feeds give equal bits.
+    """
     import onnx
     import onnxruntime
 
@@ -153,7 +168,8 @@ def _observing_session(model: Path, values: Collection[str]) -> tuple[Any, list[
     return session, fetched, sorted(set(values) & inputs)
 
 
-def _run(session: Any, fetched: list[str], feeds: Mapping[str, Array], path: Path) -> list[Array]:
+def answers_of(session: Any, fetched: list[str], feeds: Mapping[str, Array], path: Path) -> list[Array]:
+    """Return the values `fetched` for one sample, read from `path`; `CalibrationError` if the graph refuses it."""
     try:
         answers: list[Array] = session.run(fetched, dict(feeds)) if fetched else []
     except Exception as error:

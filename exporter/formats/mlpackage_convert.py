@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import math
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import coremltools
 import numpy as np
+from coremltools.converters.mil.mil.passes.graph_pass import PassOption
+from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
+from coremltools.models.utils import _apply_graph_pass
 from coremltools.optimize import coreml as compress
 
 from exporter import files
 from exporter.artifacts import TensorSpec, to_plain
 from exporter.errors import UnsupportedError
+from exporter.formats.layer_names import CORE_ML_KINDS, is_onnx_layer
 from exporter.formats.mlpackage_graph import (
-    WEIGHT_OPERANDS,
     coverage,
-    is_stored_float,
     operands,
-    operations,
     read_program,
     read_spec,
 )
 from exporter.formats.mlpackage_program import Provenance, fold_constants, load_program, provenance
+from exporter.formats.mlpackage_rounding import RoundFourBits, reduced_axis, weights
 from exporter.formats.program import check_weights, specs_from_json
 from exporter.schemes import Method, Scheme
 
@@ -37,7 +41,8 @@ _NAMESPACE = uuid.UUID("7d0b0c5e-7f2f-5c55-9a3a-0d3b8b8e9f10")
 def convert(request: dict[str, Any]) -> dict[str, Any]:
     """Write the package at `request["path"]` and return `{inputs, outputs, layers, notes}`, JSON-ready.
 
-    `request` holds `program`, `path`, `scheme`, `keep`, and `inputs` and `outputs` as lists of
+    `request` holds `program`, `path`, `scheme`, `keep`, `bits` (widths by ONNX name), `onnx` (the float graph) and
+    `samples` (what int4 weights are rounded with, or null), and `inputs` and `outputs` as lists of
     `{name, dtype, shape}` with fixed shapes.
     """
     scheme, keep = Scheme.parse(request["scheme"]), tuple(request["keep"])
@@ -48,7 +53,9 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
         inputs, outputs = specs_from_json(request["inputs"]), specs_from_json(request["outputs"])
         model, exported = _to_ml_program(exported, inputs, outputs, scheme, program)
         names = provenance(exported)
-        model, reasons, notes = _compress(model, scheme, keep, names)
+        wishes = _Wishes(scheme, keep, request["bits"])
+        samples = Path(request["samples"]) if request["samples"] else None
+        model, reasons, notes = _compress(model, wishes, names, Path(request["onnx"]), samples)
         _write_package(model, path)
     spec = read_spec(path)
     default = "the weight's shape allows no block" if not scheme.is_float else f"the scheme is {scheme}"
@@ -136,73 +143,97 @@ def _boundary(dtype: str) -> type:
     return np.float32 if dtype.startswith("float") else np.int32
 
 
+@dataclass(frozen=True, slots=True)
+class _Wishes:
+    """A scheme and what differs from it: operators that stay float, and widths by ONNX name."""
+
+    scheme: Scheme
+    keep: Sequence[str]
+    bits: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """How one weight is stored: coremltools' configuration, its bits, and the elements of a row that share a scale."""
+
+    config: Any
+    bits: int
+    block: int = 0
+
+
 def _compress(
-    model: Any, scheme: Scheme, keep: Sequence[str], names: Provenance
+    model: Any, wishes: _Wishes, names: Provenance, onnx: Path, samples: Path | None
 ) -> tuple[Any, dict[str, str], list[str]]:
     """Return the model with its weights compressed, why some were not (by constant name), and notes."""
-    if scheme.method is not Method.WEIGHT_ONLY:
+    if wishes.scheme.method is not Method.WEIGHT_ONLY:
         return model, {}, []
-    configs: dict[str, Any] = {}
+    stored: dict[str, _Stored] = {}
     reasons: dict[str, str] = {}
-    eight = 0
     kept: set[str] = set()
-    for operation, weight in _weights(model._mil_program):
-        candidates = _candidates(operation, weight, names)
-        if matched := {
-            pattern for pattern in keep if any(fnmatch.fnmatchcase(c, pattern) for c in candidates)
-        }:
+    for operation, weight in weights(model._mil_program):
+        if matched := {pattern for pattern in wishes.keep if _means(pattern, operation, weight, names)}:
             kept |= matched
             reasons[weight.name] = "named in keep"
-            configs[weight.name] = None
-        elif weight.name not in configs:
-            configs[weight.name], bits = _weight_config(operation, weight, scheme)
-            eight += bits > scheme.weight_bits
-    chosen = compress.OptimizationConfig(global_config=None, op_name_configs=configs)
+            stored[weight.name] = _Stored(None, 0)
+        elif weight.name not in stored:
+            stored[weight.name] = _weight_config(operation, weight, wishes, names)
     notes = [
         f"keep pattern {pattern!r} matched no operator of this file"
-        for pattern in keep
+        for pattern in wishes.keep
         if pattern not in kept
     ]
+    eight = sum(item.bits > wishes.scheme.weight_bits for item in stored.values())
     if eight:
         notes.append(
-            f"{eight} weights are int8 instead of int4: their input channels have no divisor from 16 to the block size"
+            f"{eight} weights are int8 instead of int4: they were spared, or their input channels have no divisor from "
+            "16 to the block size"
         )
+    rounding = RoundFourBits({name: item.block for name, item in stored.items() if item.block}, onnx, samples)
+    model = _quantized(model, rounding, {name: item.config for name, item in stored.items()})
+    notes += filter(None, [rounding.rounded.note()])
     # Constants take the suffix of their compressed form; reasons go by the name in the finished file.
-    return compress.linear_quantize_weights(model, chosen), reasons, notes
+    return model, reasons, notes
 
 
-def _weights(program: Any) -> Iterator[tuple[Any, Any]]:
-    for operation in operations(program):
-        weight = operation.inputs.get(WEIGHT_OPERANDS.get(operation.op_type, ""))
-        if weight is not None and is_stored_float(weight) and len(weight.shape) >= 2:
-            yield operation, weight
+def _quantized(model: Any, rounding: RoundFourBits, configs: Mapping[str, Any]) -> Any:
+    """Return `model` rounded and stored as `configs` say: `coremltools.optimize`'s function with one more pass."""
+    config = compress.OptimizationConfig(global_config=None, op_name_configs=dict(configs))
+    quantizer = PASS_REGISTRY["compression::linear_quantize_weights"]
+    quantizer.set_options([PassOption("config", config), PassOption("joint_compression", False)])
+    return _apply_graph_pass(model, [rounding, quantizer])
 
 
-def _weight_config(operation: Any, weight: Any, scheme: Scheme) -> tuple[Any, int]:
-    """Return coremltools' configuration for one weight and the bits it gives."""
+def _weight_config(operation: Any, weight: Any, wishes: _Wishes, names: Provenance) -> _Stored:
+    """Return how one weight is to be stored."""
     per_channel = {"mode": "linear_symmetric", "granularity": "per_channel", "weight_threshold": 0}
-    if scheme.weight_bits == 8:
-        return compress.OpLinearQuantizerConfig(dtype="int8", **per_channel), 8
-    width, asked = _reduced_axis(operation, weight), scheme.block_size or 0
+    eight = _Stored(compress.OpLinearQuantizerConfig(dtype="int8", **per_channel), 8)
+    paths = _paths(operation, names)
+    asked_bits = [
+        bits
+        for name, bits in wishes.bits.items()
+        if is_onnx_layer(name, operation.op_type, paths, CORE_ML_KINDS)
+    ]
+    if wishes.scheme.weight_bits == 8 or 8 in asked_bits:
+        return eight
+    width, asked = reduced_axis(operation, weight), wishes.scheme.block_size or 0
+    window = math.prod(weight.shape[2:]) if operation.op_type == "conv" else 1
     if 1 < width <= asked:
         # One block spans all input channels, which is one scale a channel.
-        return compress.OpLinearQuantizerConfig(dtype="int4", **per_channel), 4
+        return _Stored(compress.OpLinearQuantizerConfig(dtype="int4", **per_channel), 4, width * window)
     block = next((size for size in range(asked, 15, -8) if width % size == 0), 0)
     if not block:
-        return compress.OpLinearQuantizerConfig(dtype="int8", **per_channel), 8
-    return compress.OpLinearQuantizerConfig(
+        return eight
+    config = compress.OpLinearQuantizerConfig(
         mode="linear_symmetric", dtype="int4", granularity="per_block", block_size=block, weight_threshold=0
-    ), 4
+    )
+    return _Stored(config, 4, block * window)
 
 
-def _reduced_axis(operation: Any, weight: Any) -> int:
-    match operation.op_type:
-        case "matmul":
-            flipped = operation.transpose_y is not None and bool(operation.transpose_y.val)
-            return int(weight.shape[-1 if flipped else -2])
-        case "conv_transpose":
-            return int(weight.shape[0])
-    return int(weight.shape[1])
+def _means(pattern: str, operation: Any, weight: Any, names: Provenance) -> bool:
+    """Whether a `keep` pattern names the operator: as Core ML does, as torch does, or as the ONNX graph does."""
+    if any(fnmatch.fnmatchcase(name, pattern) for name in _candidates(operation, weight, names)):
+        return True
+    return is_onnx_layer(pattern, operation.op_type, _paths(operation, names), CORE_ML_KINDS)
 
 
 def _candidates(operation: Any, weight: Any, names: Provenance) -> set[str]:

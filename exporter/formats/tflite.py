@@ -39,6 +39,8 @@ def produce(request: ProduceRequest) -> Artifact:
             "rule": request.rule,
             "keep": list(request.keep),
             "onnx": str(request.onnx),
+            "bits": dict(request.encodings.bits),
+            "rounding": bool(request.encodings.blocks),
             "ranges": {name: list(span) for name, span in request.encodings.ranges.items()},
             "inputs": [to_plain(spec.fixed(request.axes)) for spec in request.inputs],
             "outputs": [to_plain(spec.fixed(request.axes)) for spec in request.outputs],

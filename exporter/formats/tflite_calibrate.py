@@ -28,7 +28,7 @@ def observe(model: Path, samples: Path, tensors: Collection[str]) -> dict[str, S
     Raises `CalibrationError` naming the sample and tensor for a missing input, a wrong shape, or a
     non-finite value, and when there is no sample.
     """
-    run = _Run(model, tensors)
+    run = ObservedRun(model, tensors)
     sketches = {name: Sketch.empty() for name in run.names}
     for path in run.paths(samples):
         for name, values in run.on(path):
@@ -41,7 +41,7 @@ def fingerprints(model: Path, samples: Path, tensors: Collection[str]) -> dict[s
 
     Raises what `observe` raises, but for values that are not finite.
     """
-    run = _Run(model, tensors)
+    run = ObservedRun(model, tensors)
     prints: dict[str, list[Fingerprint]] = {name: [] for name in run.names}
     for path in run.paths(samples)[:SAMPLES]:
         for name, values in run.on(path):
@@ -49,7 +49,7 @@ def fingerprints(model: Path, samples: Path, tensors: Collection[str]) -> dict[s
     return {name: tuple(found) for name, found in prints.items()}
 
 
-class _Run:
+class ObservedRun:
     """A float `.tflite` that shows its inner tensors; `names` are those of the wanted ones that it has."""
 
     def __init__(self, model: Path, tensors: Collection[str]) -> None:

@@ -19,8 +19,9 @@ from exporter.formats.tflite_coverage import coverage
 from exporter.formats.tflite_float import float_model
 from exporter.formats.tflite_graph import NUMPY_DTYPES, TYPE_NAMES, read_model, shape_of
 from exporter.formats.tflite_pack import pack
-from exporter.formats.tflite_policy import Decision, Treatment, decide, is_kept
+from exporter.formats.tflite_policy import Decision, Treatment, decide, is_kept, moves
 from exporter.formats.tflite_quantize import activations, needs_current_runtime, quantize
+from exporter.formats.tflite_rounding import round_four_bits
 from exporter.schemes import Scheme
 
 _CURRENT_RUNTIME = "needs a current LiteRT: tflite-runtime 2.14 and other older runtimes refuse to load it"
@@ -30,15 +31,16 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
     """Write `request["path"]` and return `{inputs, outputs, layers, notes}` of the file, JSON-ready.
 
     `request` holds `program`, `path`, `workdir`, `samples` (or null), `scheme`, `rule`, `keep`, `onnx` and `ranges`
-    (the float graph and `{value: [low, high]}` settled for it), and `inputs` and `outputs` as lists of
-    `{name, dtype, shape}` with fixed shapes.
+    (the float graph and `{value: [low, high]}` settled for it), `bits` (widths by ONNX name), `rounding` (whether int4
+    weights are rounded with the samples), and `inputs` and `outputs` as lists of `{name, dtype, shape}` with fixed
+    shapes.
     """
     scheme, keep = Scheme.parse(request["scheme"]), tuple(request["keep"])
     inputs, outputs = specs_from_json(request["inputs"]), specs_from_json(request["outputs"])
     made = float_model(Path(request["program"]), inputs, outputs, Path(request["workdir"]))
     model = read_model(made.path.read_bytes())
-    decisions = decide(model, scheme, keep)
-    content, shared = _content(made.path, model, decisions, request)
+    decisions = decide(model, scheme, keep, request["bits"])
+    content, sharing = _content(made.path, model, decisions, request)
     finished = read_model(content)
     reasons = {decision.operator.name: decision.reason for decision in decisions}
     covered = coverage(finished, reasons)
@@ -60,7 +62,7 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
         **answer,
         "notes": [
             *_notes(scheme, decisions, keep, made.path.stat().st_size, len(content)),
-            *([shared.note()] if shared.note() else []),
+            *filter(None, sharing),
             *([_CURRENT_RUNTIME] if is_current else []),
         ],
     }
@@ -68,19 +70,30 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
 
 def _content(
     path: Path, model: Any, decisions: tuple[Decision, ...], request: dict[str, Any]
-) -> tuple[bytes, Shared]:
-    """Return the quantised file, and which of its activation ranges were settled on the ONNX graph."""
-    nothing = Shared({}, ())
+) -> tuple[bytes, list[str]]:
+    """Return the quantised file, and what to say of what it shares with the ONNX artifact."""
     if all(decision.treatment is Treatment.FLOAT for decision in decisions):
-        return path.read_bytes(), nothing
+        return path.read_bytes(), []
+    if any(decision.treatment is Treatment.WEIGHT4 for decision in decisions):
+        return _four_bit_content(path, decisions, request)
     wanted = activations(model, decisions)
     if not wanted:
-        return quantize(path, decisions, {}), nothing
+        return quantize(path, decisions, {}), []
     samples = Path(request["samples"])
-    shared = _shared(path, samples, wanted, request)
+    shared = _shared(path, samples, wanted, request).carried(moves(model))
     sketches = observe(path, samples, shared.missing) if shared.missing else {}
     spans = {**shared.ranges, **ranges(sketches, request["rule"])}
-    return quantize(path, decisions, spans), shared if request["ranges"] else nothing
+    return quantize(path, decisions, spans), [shared.note()] if request["ranges"] else []
+
+
+def _four_bit_content(
+    path: Path, decisions: tuple[Decision, ...], request: dict[str, Any]
+) -> tuple[bytes, list[str]]:
+    samples = Path(request["samples"]) if request["rounding"] and request["samples"] else None
+    with files.scratch_folder("rounded") as folder:
+        chosen = folder / path.name
+        rounded = round_four_bits(path, decisions, samples, chosen)
+        return quantize(chosen, decisions, {}), [rounded.note()]
 
 
 def _shared(path: Path, samples: Path, wanted: Collection[str], request: dict[str, Any]) -> Shared:
@@ -132,7 +145,8 @@ def _four_bit_notes(decisions: tuple[Decision, ...]) -> list[str]:
         )
     if eight:
         notes.append(
-            f"{len(eight)} operators have int8 weights instead of int4: LiteRT has int4 blocks only for fully "
-            "connected layers whose width is a multiple of 32, and one int4 scale a channel ruins convolutions"
+            f"{len(eight)} operators have int8 weights instead of int4: they were spared, their width is no multiple of "
+            "32 (LiteRT's smallest block), or they are convolutions, whose one int4 scale a channel costs accuracy "
+            "and time (quantize.conv_int4 asks for it)"
         )
     return notes

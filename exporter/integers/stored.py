@@ -7,7 +7,8 @@ the constant from the convolution's fast layouts (measured on x86-64, onnxruntim
 
 On request weights are int4 in blocks along what one output channel sums over (`[N, K]`, K = inputs · kernel).
 Two sit in a byte, and Mod and BitShift, which onnxruntime folds too, take them apart: the INT4 type of ONNX
-would need opset 21 and a DequantizeLinear, with the cost above.
+would need opset 21 and a DequantizeLinear, with the cost above. All of it is folded: ResNet-50 runs as fast as in
+float (77 against 79 ms, one thread) from 15.0 MB instead of 24.9 in int8, and takes 233 ms to load instead of 80.
 
 Integer arithmetic is no way out: ConvInteger on activations quantised at run time takes 3 to 4 times as long
 as the float convolution on layers of ResNet-50 and 13 to 40 times on depthwise ones.

@@ -145,11 +145,14 @@ def quantize_blocks(weight: Floats, block_size: int, bits: int = 4, *, symmetric
     )
 
 
-def kernel_block(depth: int) -> int:
-    """Return the largest block of MatMulNBits that pads `depth` by 3 % at most, else the one padding least."""
-    padded = {block: -(-depth // block) * block for block in _KERNEL_BLOCKS}
+def kernel_block(depth: int, largest: int = 256) -> int:
+    """Return the largest block of MatMulNBits that pads `depth` by 3 % at most, else the one padding least.
+
+    `largest` is the scheme's: blocks of 128 over rows of 64 would store as many zeros as weights.
+    """
+    padded = {block: -(-depth // block) * block for block in _KERNEL_BLOCKS if block <= largest}
     tight = [block for block, size in padded.items() if size <= _TOLERATED_PADDING * depth]
-    return tight[0] if tight else min(_KERNEL_BLOCKS, key=lambda block: (padded[block], -block))
+    return tight[0] if tight else min(padded, key=lambda block: (padded[block], -block))
 
 
 def dequantize_blocks(blocks: Blocks) -> NDArray[np.float32]:

@@ -35,12 +35,12 @@ def to_onnx(source: SourceModel) -> ir.Model:
 
     Raises `UnsupportedError` (12) naming the operator that has no ONNX form.
     """
-    import torch
-
     if source.onnx is not None:
         from exporter.onnx_read import read_onnx
 
         return _with_least_ir_version(ir.from_proto(read_onnx(source.onnx)))
+    import torch
+
     program = capture(source, dynamic=any(isinstance(a, str) for spec in source.inputs for a in spec.shape))
     try:
         with _exporter_kept_quiet():

@@ -104,7 +104,7 @@ def imitate_weight_only(model: ir.Model, scheme: Scheme, keep: Sequence[str]) ->
         return BlockRows(scheme.block_size, scheme.weight_bits)
 
     def block_of(depth: int) -> int:
-        return kernel_block(depth) if scheme.block_size is None else scheme.block_size
+        return kernel_block(depth, scheme.block_size or 256)
 
     builder = _Builder(model, keep)
     products = [node for node in builder.graph if is_matrix_product(node)]

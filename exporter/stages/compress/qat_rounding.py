@@ -22,6 +22,7 @@ from exporter.integers.weights import (
     LARGEST_BIAS,
     LARGEST_SCALE,
     dequantize_blocks,
+    kernel_block,
     quantize_blocks,
 )
 from exporter.integers.weights import SMALLEST_SCALE as SMALLEST_WEIGHT_SCALE
@@ -215,7 +216,8 @@ class BlockRows(nn.Module):
     def _store(self, weight: Tensor) -> Tensor:
         if self._seen is None or not torch.equal(self._seen[0], weight):
             rows = weight.detach().cpu().numpy()
-            blocks = quantize_blocks(rows, self.block_size, self.bits, symmetric=self.bits == 8)
+            block = kernel_block(rows.shape[1], self.block_size)
+            blocks = quantize_blocks(rows, block, self.bits, symmetric=self.bits == 8)
             restored = torch.from_numpy(dequantize_blocks(blocks)).to(weight.device)
             self._seen = (weight.detach().clone(), restored)
         return self._seen[1].clone()

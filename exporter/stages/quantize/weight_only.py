@@ -184,7 +184,8 @@ class _WeightOnly:
         """Return `rows` `[N, K]` of `source` in blocks, as settled or of least squared error."""
         bits = self._bits_of(source)
         settled = chosen_blocks(self.encodings, source, rows.shape, bits)
-        return settled or quantize_blocks(rows, block_size, bits, symmetric=bits == 8)
+        fitting = kernel_block(rows.shape[1], block_size)
+        return settled or quantize_blocks(rows, fitting, bits, symmetric=bits == 8)
 
     def _store(self, before: ir.Node, name: str, blocks: Blocks, *, flat: bool = False) -> _Packed:
         """Store `blocks`; `flat` leaves the bytes of a row in one axis."""

@@ -24,7 +24,7 @@ from exporter.schemes import Method, Scheme
 from exporter.stages.recover.calibrator import Calibrator
 from exporter.stages.recover.judge import Judge
 from exporter.stages.recover.ladder import MEASURED, Budget, Ladder
-from exporter.stages.recover.rungs import AUTO, methods_of, steps_of
+from exporter.stages.recover.rungs import AUTO, rungs_of, steps_of
 
 _SPAREABLE = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather"})
 
@@ -94,7 +94,7 @@ class Recovering:
         return Settled(path, candidate.encodings, recovery)
 
     def _ladder(self, scheme: Scheme, wishes: Wishes, candidates: _Candidates) -> Ladder:
-        names = wishes.methods or (methods_of(scheme) if self.samples is not None else ())
+        steps = steps_of(wishes.methods) or (rungs_of(scheme) if self.samples is not None else ())
         rules: tuple[str, ...] = (wishes.rule,)
         if wishes.rule != AUTO and not self.settled and wishes.max_drop is not None and not wishes.methods:
             rules = (wishes.rule, AUTO)
@@ -110,7 +110,7 @@ class Recovering:
             ),
             candidates=candidates,
             rules=rules,
-            steps=steps_of(names),
+            steps=steps,
             progress=self.progress,
         )
 

@@ -8,7 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from calibration.ranges import Range, Rule, entropy, expected_squared_error, minmax, mse, percentile, range_by
+from calibration.ranges import (
+    CLIPPING_COST,
+    Range,
+    Rule,
+    auto,
+    common_range,
+    entropy,
+    expected_squared_error,
+    minmax,
+    mse,
+    percentile,
+    range_by,
+)
 from calibration.sketch import Sketch
 from exporter.errors import CalibrationError
 
@@ -199,6 +211,122 @@ def test_entropy_is_not_drowned_by_zeros() -> None:
     values = np.abs(distributions()["laplace"])
     with_zeros = np.concatenate([values, np.zeros(9 * SIZE)])
     assert entropy(sketch_of(with_zeros)).high == pytest.approx(entropy(sketch_of(values)).high, rel=0.01)
+
+
+def cost(values: np.ndarray, low: float, high: float) -> float:
+    """The error on the quantiser's grid with clipping counted as `auto` does, on the data itself."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / 255
+    zero_point = np.rint(-low / scale)
+    steps = np.rint(values / scale) + zero_point
+    error = ((np.clip(steps, 0, 255) - zero_point) * scale - values) ** 2
+    beyond = (values < -zero_point * scale) | (values > (255 - zero_point) * scale)
+    return float(np.mean(np.where(beyond, CLIPPING_COST, 1.0) * error))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_auto_is_within_five_percent_of_a_brute_force_search_on_the_data(name: str) -> None:
+    values = distributions()[name]
+    found = auto(sketch_of(values))
+    lows = np.unique(np.minimum(values.min() * np.linspace(0.1, 1, 22), 0))
+    highs = np.unique(np.maximum(values.max() * np.linspace(0.1, 1, 22), 0))
+    best = min(cost(values, low, high) for low, high in itertools.product(lows, highs) if low < high)
+    assert cost(values, found.low, found.high) <= 1.05 * best
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10_000), st.floats(0.05, 3.0), st.floats(-4, 4), st.sampled_from(["t", "gamma", "normal"])
+)
+def test_auto_is_not_worse_on_the_data_than_any_rule(
+    seed: int, shape: float, shift: float, family: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    drawn = {
+        "t": lambda: rng.standard_t(2 + shape, 30_000),
+        "gamma": lambda: rng.gamma(shape, 1, 30_000),
+        "normal": lambda: rng.standard_normal(30_000) * shape,
+    }[family]
+    values = (drawn() + shift).astype(np.float32).astype(np.float64)
+    sketch = sketch_of(values)
+    found = auto(sketch)
+    for rule in Rule:
+        other = range_by(rule, sketch)
+        assert cost(values, found.low, found.high) <= 1.06 * cost(values, other.low, other.high)
+
+
+def test_auto_keeps_the_outliers_that_carry_the_energy() -> None:
+    """What transformers do: a few elements in ten thousand, forty times as large as the rest."""
+    rng = np.random.default_rng(11)
+    values = rng.standard_normal(200_000)
+    values[::5000] = 40 + rng.standard_normal(40)
+    found = auto(sketch_of(values))
+    assert found.high >= 0.97 * values.max()
+    assert percentile(sketch_of(values), 99.9).high < 10
+
+
+def test_auto_clips_no_more_than_mse() -> None:
+    for name in ("normal", "laplace", "heavy", "silu"):
+        sketch = sketch_of(distributions()[name])
+        kept, tight = auto(sketch), mse(sketch)
+        assert kept.high - kept.low >= 0.99 * (tight.high - tight.low)
+
+
+def test_auto_clips_a_thin_tail() -> None:
+    values = np.append(0.01 * np.random.default_rng(0).standard_normal(4_000_000), [0.09])
+    assert auto(sketch_of(values)).high < 0.089
+
+
+def test_a_common_range_is_near_that_of_a_brute_force_search() -> None:
+    given = distributions()
+    tensors = [3 * given["relu"], given["laplace"], 0.2 * given["silu"]]
+    found = common_range([sketch_of(values) for values in tensors])
+
+    def total(low: float, high: float) -> float:
+        return sum(cost(values, low, high) / np.sqrt(np.mean(values**2)) for values in tensors)
+
+    lows, highs = np.linspace(-14, 0, 40), np.linspace(1, 16, 40)
+    best = min(total(low, high) for low, high in itertools.product(lows, highs))
+    assert total(found.low, found.high) <= 1.10 * best
+
+
+def test_a_common_range_of_one_or_of_equals_is_its_own() -> None:
+    sketch = sketch_of(distributions()["laplace"])
+    assert common_range([sketch]) == auto(sketch)
+    alike = common_range([sketch, sketch])
+    values = distributions()["laplace"]
+    assert cost(values, alike.low, alike.high) <= 1.01 * cost(values, auto(sketch).low, auto(sketch).high)
+
+
+def test_a_tensor_of_zeros_asks_nothing_of_a_common_range() -> None:
+    sketch, zeros = sketch_of(distributions()["silu"]), sketch_of(np.zeros(1000))
+    values = distributions()["silu"]
+    found = common_range([zeros, sketch])
+    assert cost(values, found.low, found.high) <= 1.01 * cost(values, auto(sketch).low, auto(sketch).high)
+    assert common_range([zeros, zeros]) == Range(0.0, 0.0)
+
+
+def test_a_common_range_does_not_depend_on_order_nor_on_the_number_of_elements() -> None:
+    given = distributions()
+    one, other = given["relu"], 4 * given["laplace"]
+    found = common_range([sketch_of(one), sketch_of(other)])
+    assert common_range([sketch_of(other), sketch_of(one)]) == found
+    often = common_range([sketch_of(np.tile(one, 5)), sketch_of(other)])
+    assert often.high == pytest.approx(found.high, rel=0.1)
+
+
+def test_a_common_range_of_many_tensors_and_of_extreme_ones_is_finite() -> None:
+    rng = np.random.default_rng(2)
+    many = [sketch_of(rng.standard_normal(500) * scale) for scale in np.geomspace(0.1, 10, 20)]
+    found = common_range(many)
+    assert found.low < -10 < 10 < found.high
+    extreme = common_range([sketch_of(np.array([3e38, 1.0])), sketch_of(np.array([-1e-40, 1e-38]))])
+    assert extreme.high == pytest.approx(3e38, rel=0.01)
+
+
+def test_a_common_range_refuses_what_was_never_seen() -> None:
+    with pytest.raises(CalibrationError, match="empty in every sample"):
+        common_range([sketch_of(np.ones(3)), Sketch.empty()])
 
 
 def test_entropy_symmetric_range_is_symmetric() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +137,15 @@ class Digits:
     folder: Path
     blocks: Mapping[str, Blocks]
     images: np.ndarray
+    made: dict[tuple[str, bool], Artifact] = field(default_factory=dict)
 
     def make(self, artifact: str, **changes: Any) -> Artifact:
+        key = (artifact, bool(changes))
+        if key not in self.made:
+            self.made[key] = self._make(artifact, **changes)
+        return self.made[key]
+
+    def _make(self, artifact: str, **changes: Any) -> Artifact:
         destination = self.folder / artifact.replace(":", "-") / str(bool(changes))
         (destination / "work").mkdir(parents=True, exist_ok=True)
         fields: dict[str, Any] = {

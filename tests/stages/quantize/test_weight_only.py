@@ -42,7 +42,8 @@ def restored(rows: NDArray[np.float32], bits: int, block_size: int | None) -> ND
     """Return the weights `[N, K]` as they come out of storage."""
     if block_size is None:
         return dequantize_per_channel(*quantize_per_channel(rows, 0), axis=0)
-    return dequantize_blocks(quantize_blocks(rows, block_size, bits, symmetric=bits == 8))
+    fitting = kernel_block(rows.shape[1], block_size)
+    return dequantize_blocks(quantize_blocks(rows, fitting, bits, symmetric=bits == 8))
 
 
 @pytest.mark.parametrize(("bits", "block_size"), FORMS)

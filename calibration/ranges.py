@@ -6,7 +6,7 @@ are the quantiser's concern. This module must not know models, datasets or files
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -28,11 +28,22 @@ _SMALLEST_CLIP = 1e-6
 _NARROWEST = 1e-6
 _TINIEST = 1e-300
 _SUBNORMAL = 2.0**-126
+_PERCENTILES = (99.9, 99.99, 99.999)
+_MOST_ENDS = 8
+
+CLIPPING_COST = 4.0
+"""What a squared error of clipping counts for in `auto`, against 1 for one of rounding.
+
+Rounding errors have no sign in common and average out over the products they enter; what is clipped always shrinks, and
+in a transformer the same few channels every time (Bondarenko et al. 2021, "Understanding and Overcoming the Challenges
+of Efficient Transformer Quantization"). `docs/calibration.md` shows what other costs give: 4 to 16 are alike.
+"""
 
 
 class Rule(StrEnum):
     """How a range is chosen from what was seen."""
 
+    AUTO = "auto"
     MINMAX = "minmax"
     PERCENTILE = "percentile"
     MSE = "mse"
@@ -111,7 +122,66 @@ def entropy(sketch: Sketch, levels: int = 256, *, symmetric: bool = False) -> Ra
     return Range(max(sketch.minimum, -threshold), min(sketch.maximum, threshold))
 
 
+def auto(sketch: Sketch) -> Range:
+    """Return the range of least expected error among those of every rule and a search of its own.
+
+    The error is that on the quantiser's asymmetric grid of 256 levels, with what is clipped counted `CLIPPING_COST`
+    times: a heavy tail that holds much of the tensor's energy is then kept, and a lone outlier is not.
+    """
+    _check_seen(sketch)
+    if sketch.minimum == sketch.maximum:
+        return minmax(sketch)
+    search = _costs_of(sketch)
+    tried = [minmax(sketch), *(percentile(sketch, q) for q in _PERCENTILES), entropy(sketch), mse(sketch)]
+    tried.append(search.best())
+    return tried[int(np.argmin(search.errors_of(tried)))]
+
+
+def common_range(sketches: Sequence[Sketch]) -> Range:
+    """Return the one range for tensors that share a grid: least weighted sum of their errors as `auto` counts them.
+
+    A tensor's mean error counts by the inverse of its root mean square, however many elements it has: half way between
+    equal absolute errors, which would leave a small tensor few levels, and equal relative ones, which would clip a large
+    tensor for a negligible one's sake. Every low end and high end that `auto` or `minmax` gives for one of them, or for
+    all, is tried with every other. Raises CalibrationError when a tensor was never seen.
+    """
+    whole = sketches[0]
+    for sketch in sketches[1:]:
+        whole = whole.merge(sketch)
+    clips = [minmax(whole), auto(whole), *(auto(sketch) for sketch in sketches)]
+    if len(sketches) == 1 or whole.minimum == whole.maximum:
+        return clips[1]
+    lows = _spread([min(clip.low, 0.0) for clip in clips])
+    highs = _spread([max(clip.high, 0.0) for clip in clips])
+    tried = [Range(low, high) for low in lows for high in highs if low < high]
+    total = np.zeros(len(tried))
+    for sketch in sketches:
+        if loudness := _root_mean_square(sketch):
+            total += _costs_of(sketch).errors_of(tried) / loudness
+    return tried[int(np.argmin(total))]
+
+
+def _costs_of(sketch: Sketch) -> _ClipSearch:
+    return _ClipSearch(sketch, 256, symmetric=False, clipping_cost=CLIPPING_COST)
+
+
+def _spread(ends: Sequence[float]) -> list[float]:
+    """Return the distinct values among `ends`, or `_MOST_ENDS` of them evenly from the least to the largest."""
+    distinct = sorted(set(ends))
+    if len(distinct) <= _MOST_ENDS:
+        return distinct
+    return [distinct[round(index)] for index in np.linspace(0, len(distinct) - 1, _MOST_ENDS)]
+
+
+def _root_mean_square(sketch: Sketch) -> float:
+    lower, upper, weight = sketch.populated()
+    # The mean of x² over a bin whose elements are spread evenly.
+    squares = (lower * lower + lower * upper + upper * upper) / 3.0
+    return float(np.sqrt(squares @ weight / weight.sum()))
+
+
 RULES: dict[Rule, Callable[[Sketch], Range]] = {
+    Rule.AUTO: auto,
     Rule.MINMAX: minmax,
     Rule.PERCENTILE: percentile,
     Rule.MSE: mse,
@@ -129,7 +199,7 @@ def expected_squared_error(
 ) -> float:
     """Return the mean squared error of an element when quantised onto the grid that `clip` gives."""
     _check_seen(sketch)
-    return _ClipSearch(sketch, levels, symmetric=symmetric).mean_error(clip)
+    return float(_ClipSearch(sketch, levels, symmetric=symmetric).errors_of([clip])[0])
 
 
 def _check_seen(sketch: Sketch) -> None:
@@ -157,10 +227,11 @@ class _ClipSearch:
     G is an antiderivative of the squared error of a grid anchored at zero with step d and ends [lo, hi]:
     inside, n·d³/12 + e³/3 with n = round(x/d) and e = x - n·d; beyond an end, the cube of the distance over
     3. The mean error of a bin is then (G(upper) - G(lower)) / width, exact whether the bin is narrower or
-    wider than a step. Exact zeros cost nothing on such a grid and are left out.
+    wider than a step. Exact zeros cost nothing on such a grid and are left out. The part beyond the ends counts
+    `clipping_cost` times.
     """
 
-    def __init__(self, sketch: Sketch, levels: int, *, symmetric: bool) -> None:
+    def __init__(self, sketch: Sketch, levels: int, *, symmetric: bool, clipping_cost: float = 1.0) -> None:
         lower, upper, weight = _without_zeros(sketch)
         # In units of the largest magnitude: cubes of 1e38 or 1e-38 would leave no exact differences in
         # float64.
@@ -173,6 +244,7 @@ class _ClipSearch:
         self._extent = (max(0.0, -sketch.minimum) / self._unit, max(0.0, sketch.maximum) / self._unit)
         self._levels = levels
         self._symmetric = symmetric
+        self._clipping_cost = clipping_cost
         self._smallest = (
             max(_quantile(*_magnitudes(lower, upper, weight), 0.5), _SMALLEST_CLIP) if weight.size else 1.0
         )
@@ -204,10 +276,10 @@ class _ClipSearch:
             clips = np.geomspace(clips[max(index - 1, 0)], clips[min(index + 1, clips.size - 1)], _STEPS // 2)
         return best
 
-    def mean_error(self, clip: Range) -> float:
-        """Return the mean squared error of an element under `clip`, in the tensor's own units."""
-        error = self._errors(np.array([clip.low / self._unit]), np.array([clip.high / self._unit]))
-        return float(error[0]) * self._unit**2
+    def errors_of(self, clips: Sequence[Range]) -> Array:
+        """Return the mean squared error of an element under each of `clips`, in the tensor's own units."""
+        ends = np.array([(clip.low, clip.high) for clip in clips]) / self._unit
+        return self._errors(ends[:, 0], ends[:, 1]) * self._unit**2
 
     def _grid(self, low: Array, high: Array) -> tuple[Array, Array, Array]:
         """Return (step, lowest, highest) of the grids for [low, high], with an integer zero point."""
@@ -227,9 +299,8 @@ class _ClipSearch:
         nearest = np.rint(inside / step)
         rounded, clipped = inside - nearest * step, self._edges - inside
         # Products, not powers: numpy's float power is some twenty times slower.
-        integral = (
-            nearest * (step**3 / 12.0) + (rounded * rounded * rounded + clipped * clipped * clipped) / 3.0
-        )
+        beyond = self._clipping_cost * clipped * clipped * clipped
+        integral = nearest * (step**3 / 12.0) + (rounded * rounded * rounded + beyond) / 3.0
         return np.asarray((integral[:, 1] - integral[:, 0]) @ self._share)
 
 

@@ -28,10 +28,12 @@ from exporter.source import SourceModel
 from exporter.stages.bundle import write_bundle
 from exporter.stages.data import BuildData, read_data, require_labels_fit
 from exporter.stages.gates import first_failure, judge, require_passed
+from exporter.stages.latency_notes import explain_latencies
 from exporter.stages.report import report_document, write_report
 from exporter.stages.size_notes import explain_sizes
 
 if TYPE_CHECKING:
+    from calibration.statistics import Statistics
     from exporter.reference import Reference
     from exporter.settling import Settled
     from exporter.stages.compress import Compressed
@@ -133,6 +135,7 @@ def _require_no_target_lost(plan: Plan, destination: Path) -> None:
 
 
 def _build_into(run: _Run, staging: Path) -> dict[str, Any]:
+    from exporter.agreement import examined
     from exporter.settling import settle_all
     from exporter.stages.load import load
 
@@ -154,7 +157,10 @@ def _build_into(run: _Run, staging: Path) -> dict[str, Any]:
         )
     artifacts = _produce_all(plan, source, onnx, program, settled, data, workdir, clock)
     evidence, reference = _validate_all(source, data, onnx, program, artifacts, workdir, clock, baseline)
-    gates = judge(plan, artifacts, evidence)
+    with clock.stage("examining numerics"):
+        artifacts, evidence, numeric = examined(artifacts, evidence, onnx, _extremes(statistics))
+    artifacts = explain_latencies(artifacts, evidence)
+    gates = (*judge(plan, artifacts, evidence), *numeric)
     report = report_document(
         plan,
         source,
@@ -211,6 +217,15 @@ def compress_model(run: _Run, source: SourceModel, data: BuildData) -> Compresse
                 decide_regions=decide_regions,
             ),
         )
+
+
+def _extremes(statistics: Statistics | None) -> dict[str, tuple[float, float]]:
+    """Return the smallest and largest number that calibration saw of each tensor."""
+    if statistics is None:
+        return {}
+    return {
+        name: (sketch.minimum, sketch.maximum) for name, sketch in statistics.sketches.items() if sketch.count
+    }
 
 
 def _write_kept_layers(settled: Mapping[Scheme, Settled], folder: Path) -> None:

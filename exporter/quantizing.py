@@ -75,6 +75,7 @@ def quantize_file(plan: Plan, request: Quantizing, *, progress: Progress, log: P
 
     Weights past protobuf's limit go to a file beside it. Raises any `EdgeError`.
     """
+    from exporter.agreement import examined
     from exporter.onnx_write import save_onnx
     from exporter.runtimes.onnxruntime_cpu import OnnxModel
     from exporter.settling import observable, settle_all
@@ -149,7 +150,8 @@ def quantize_file(plan: Plan, request: Quantizing, *, progress: Progress, log: P
             evidence = {spec: validate(artifact, reference, workdir=workdir / "validation")}
         seconds["validating"] = time.monotonic() - started
         artifacts = explain_sizes({spec: artifact}, size_bytes(onnx))
-        gates = judge(plan, artifacts, evidence)
+        artifacts, evidence, numeric = examined(artifacts, evidence, onnx, {})
+        gates = (*judge(plan, artifacts, evidence), *numeric)
         recoveries = tuple(item.recovery for item in settled.values() if item.recovery is not None)
         report = report_document(
             plan, source, onnx, statistics, artifacts, evidence, reference.record, gates, data.findings,

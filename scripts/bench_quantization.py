@@ -63,14 +63,18 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="measure also what is in the cache")
     parser.add_argument("--list", action="store_true", help="print the rows and do nothing else")
     parser.add_argument("--cache", type=Path, default=CACHE)
-    parser.add_argument("--setup-nncf", action="store_true", help="install NNCF into the cache and do nothing else")
+    parser.add_argument(
+        "--setup-nncf", action="store_true", help="install NNCF into the cache and do nothing else"
+    )
     parser.add_argument("--table", type=Path, help="write the document from the cache and do nothing else")
     given = parser.parse_args()
     if given.setup_nncf:
         return set_up_nncf(given.cache)
     if given.table:
         outcomes = {row.key: read(row, given.cache) for row in rows() if kept(row, given.cache).exists()}
-        sources = {case.name: facts for case in (*CASES, *FULL_SIZE) if (facts := source_of(case, given.cache))}
+        sources = {
+            case.name: facts for case in (*CASES, *FULL_SIZE) if (facts := source_of(case, given.cache))
+        }
         given.table.write_text(document(outcomes, sources), encoding="utf-8")
         return 0
     chosen = select(rows(), given.only, full_size=given.full_size)
@@ -82,6 +86,7 @@ def main() -> int:
         missing = [row for row in of_case if given.again or not kept(row, given.cache).exists()]
         for row in missing:
             outcome = measured(row, given.cache)
+            kept(row, given.cache).parent.mkdir(parents=True, exist_ok=True)
             write_json(kept(row, given.cache), outcome)
             print(f"{row.key:36} {one_line(outcome)}", flush=True)
         if missing:
@@ -94,7 +99,8 @@ def select(every: Sequence[Row], globs: Sequence[str], *, full_size: bool) -> li
     return [
         row
         for row in every
-        if (full_size or not row.case.is_full_size) and any(fnmatch.fnmatchcase(row.key, glob) for glob in globs)
+        if (full_size or not row.case.is_full_size)
+        and any(fnmatch.fnmatchcase(row.key, glob) for glob in globs)
     ]
 
 
@@ -159,7 +165,15 @@ def command_of(row: Row, cache: Path, out: Path) -> list[str]:
     folder = cache / row.case.name
     model, data = str(folder / "float.onnx"), str(folder / "calibration.npz")
     if row.way.tool == OURS:
-        command = [sys.executable, "-m", "exporter", "quantize", model, "--evaluation", str(folder / "evaluation.npz")]
+        command = [
+            sys.executable,
+            "-m",
+            "exporter",
+            "quantize",
+            model,
+            "--evaluation",
+            str(folder / "evaluation.npz"),
+        ]
         if "static_wi8_ai8" in row.way.told or "--recover" in row.way.told:
             command += ["--data", data]
         if not row.case.is_full_size:
@@ -167,7 +181,14 @@ def command_of(row: Row, cache: Path, out: Path) -> list[str]:
         # A benchmark reports what comes out; a build would refuse to ship it.
         return [*command, *row.way.told, "--min-sqnr-db", "-1000", "--json", "-o", str(out)]
     python = cache / "nncf-venv" / "bin" / "python" if row.way.tool == NNCF else sys.executable
-    command = [str(python), str(SCRIPTS / "bench_quantization_others.py"), *row.way.told, model, data, str(out)]
+    command = [
+        str(python),
+        str(SCRIPTS / "bench_quantization_others.py"),
+        *row.way.told,
+        model,
+        data,
+        str(out),
+    ]
     return [*command, "--transformer"] if row.case.is_transformer else command
 
 
@@ -176,15 +197,22 @@ def run_program(command: Sequence[str], limit_s: float) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     started = time.monotonic()
     child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
     )
     said = {"stdout": "", "stderr": ""}
 
     def drain(name: str, stream: Any) -> None:
-        said[name] = stream.read()
+        with stream:
+            said[name] = stream.read()
 
     readers = [
-        threading.Thread(target=drain, args=item) for item in (("stdout", child.stdout), ("stderr", child.stderr))
+        threading.Thread(target=drain, args=item)
+        for item in (("stdout", child.stdout), ("stderr", child.stderr))
     ]
     watch = threading.Timer(limit_s, child.kill)
     for thread in (*readers, watch):
@@ -253,7 +281,12 @@ def race_case(case: Case, cache: Path) -> None:
     files = {FLOAT: folder / "float.onnx"}
     for row in rows():
         path = folder / f"{row.way.name}.onnx"
-        if row.case is case and path.exists() and kept(row, cache).exists() and "error" not in read(row, cache):
+        if (
+            row.case is case
+            and path.exists()
+            and kept(row, cache).exists()
+            and "error" not in read(row, cache)
+        ):
             files[row.way.name] = path
     sample = next(samples_of(folder / "evaluation.npz"))
     work = folder / "race"
@@ -295,7 +328,10 @@ def export(request: dict[str, Any]) -> dict[str, Any]:
 
         zoo = MODELS[case.name]()
         drawn = list(zoo.samples(FULL_SIZE_SAMPLES + JUDGED_SAMPLES))
-        for name, part in (("calibration", drawn[:FULL_SIZE_SAMPLES]), ("evaluation", drawn[FULL_SIZE_SAMPLES:])):
+        for name, part in (
+            ("calibration", drawn[:FULL_SIZE_SAMPLES]),
+            ("evaluation", drawn[FULL_SIZE_SAMPLES:]),
+        ):
             stacked: dict[str, Any] = {key: np.concatenate([one[key] for one in part]) for key in part[0]}
             np.savez(folder / f"{name}.npz", **stacked)
         source = SourceModel(zoo.name, zoo.module, None, zoo.inputs, (), dict(zoo.axes), drawn[0])

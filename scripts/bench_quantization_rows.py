@@ -61,8 +61,14 @@ class Row:
 
 CASES = (
     Case("digits-cnn", "pictures of digits, convolutional", DEMO / "digits-cnn.toml"),
-    Case("digits-vit", "pictures of digits, vision transformer", DEMO / "digits-vit.toml", is_transformer=True),
-    Case("words", "spoken words, 1-D convolutions with squeeze-excite and hard-swish", DEMO / "audio" / "words.toml"),
+    Case(
+        "digits-vit", "pictures of digits, vision transformer", DEMO / "digits-vit.toml", is_transformer=True
+    ),
+    Case(
+        "words",
+        "spoken words, 1-D convolutions with squeeze-excite and hard-swish",
+        DEMO / "audio" / "words.toml",
+    ),
     Case("names", "the language of a name, text encoder", DEMO / "text" / "names.toml", is_transformer=True),
 )
 FULL_SIZE = (
@@ -77,10 +83,16 @@ _ROUNDING = ("--recover", "rounding")
 
 OURS_MINMAX = Way("ours-int8-minmax", "int8, rule minmax", OURS, (*_INT8, "--rule", "minmax"))
 OURS_AUTO = Way("ours-int8-auto", "int8, rule auto", OURS, (*_INT8, "--rule", "auto"))
-OURS_BUDGET = Way("ours-int8-budget", "int8, auto, max_drop 0.3", OURS, (*_INT8, "--rule", "auto", "--max-drop", "0.3"))
-OURS_EXACT = Way("ours-int8-exact", "int8, auto, max_drop 0", OURS, (*_INT8, "--rule", "auto", "--max-drop", "0"))
+OURS_BUDGET = Way(
+    "ours-int8-budget", "int8, auto, max_drop 0.3", OURS, (*_INT8, "--rule", "auto", "--max-drop", "0.3")
+)
+OURS_EXACT = Way(
+    "ours-int8-exact", "int8, auto, max_drop 0", OURS, (*_INT8, "--rule", "auto", "--max-drop", "0")
+)
 OURS_INT4_32 = Way("ours-int4-b32", "int4, block 32", OURS, _INT4_32, bits=4)
-OURS_INT4_32_ROUNDED = Way("ours-int4-b32-rounding", "int4, block 32, rounding", OURS, (*_INT4_32, *_ROUNDING), bits=4)
+OURS_INT4_32_ROUNDED = Way(
+    "ours-int4-b32-rounding", "int4, block 32, rounding", OURS, (*_INT4_32, *_ROUNDING), bits=4
+)
 OURS_INT4_128 = Way("ours-int4-b128", "int4, block 128", OURS, _INT4_128, bits=4)
 OURS_INT4_128_ROUNDED = Way(
     "ours-int4-b128-rounding", "int4, block 128, rounding", OURS, (*_INT4_128, *_ROUNDING), bits=4

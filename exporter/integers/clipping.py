@@ -18,6 +18,8 @@ _REFINEMENTS = 4
 _LEAST_SHRINK = 0.1
 _CLEARLY_BETTER = 1.0 - 1e-4
 """Errors are summed in float32: a smaller difference is rounding, and must not make a channel worse."""
+_EXACT = np.float32(1e-9)
+"""Squared steps: below it a row lies on its grid, to what float32 resolves near its largest integer."""
 
 _Rows = NDArray[np.float32]
 
@@ -32,7 +34,9 @@ def mse_scales(weight: Floats, axis: int, bits: int = 8) -> NDArray[np.float32]:
     require_finite(weight)
     limit = 2 ** (bits - 1) - 1
     channels = np.moveaxis(weight, axis, 0)
-    channels = channels.reshape(len(channels), -1) if weight.size else np.zeros((len(channels), 1), np.float32)
+    channels = (
+        channels.reshape(len(channels), -1) if weight.size else np.zeros((len(channels), 1), np.float32)
+    )
     scales = np.empty(len(channels), np.float32)
     stride = max(1, _ELEMENTS_AT_ONCE // channels.shape[1])
     for start in range(0, len(channels), stride):
@@ -59,7 +63,8 @@ def _best_scales(rows: _Rows, limit: int) -> NDArray[np.float32]:
         best, least = _better(rows, np.minimum(centre + offset * width, 1.0), best, least, limit, steps)
     fitted = _refitted(rows, best, limit, steps)
     best, _ = _better(rows, fitted, best, least, limit, steps)
-    return np.where(best == 1.0, full, np.maximum(full * best, SMALLEST_SCALE)).astype(np.float32)
+    scales: _Rows = np.where(best == 1.0, full, np.maximum(full * best, SMALLEST_SCALE)).astype(np.float32)
+    return scales
 
 
 def _better(
@@ -68,7 +73,8 @@ def _better(
     """Return the scales and errors of each row with `shrink` taken where it is clearly better."""
     candidate = shrink.astype(np.float32)
     error = _errors(rows, candidate, limit, steps)
-    better = error < least * np.float32(_CLEARLY_BETTER)
+    # At most what float32 loses on a weight that a grid hits exactly is not an error to improve on.
+    better = (error < least * np.float32(_CLEARLY_BETTER)) & (least > _EXACT * rows.shape[1])
     return np.where(better, candidate, best), np.where(better, error, least)
 
 
@@ -76,7 +82,8 @@ def _errors(rows: _Rows, scales: _Rows, limit: int, steps: _Rows) -> _Rows:
     _round(rows, scales, limit, steps)
     np.multiply(steps, scales[:, None], out=steps)
     np.subtract(steps, rows, out=steps)
-    return np.einsum("ij,ij->i", steps, steps)
+    errors: _Rows = np.einsum("ij,ij->i", steps, steps)
+    return errors
 
 
 def _round(rows: _Rows, scales: _Rows, limit: int, steps: _Rows) -> None:

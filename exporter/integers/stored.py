@@ -29,6 +29,8 @@ from exporter.integers.weights import Blocks, along_axis, quantize_blocks, quant
 
 SMALLEST_SAVING_BYTES = 1024
 """Below this the two added operators and the scales eat what int8 saves."""
+_UNPACKING_BYTES = 2048
+"""What the operators that take int4 apart add to a file, measured on the digits CNN and rounded up."""
 FOUR_BITS = "stored as int4, computed in float"
 """Not a reason to stay float: marks a convolution that has the int4 storage that was asked for."""
 NOT_SMALLER_IN_FOUR = "in int4 blocks its weights would not be smaller; stored as int8"
@@ -131,8 +133,8 @@ def _block(node: ir.Node, weight: ir.Value, asked: int | None) -> int:
     block = min(
         (size for size in (32, 64, 128) if size <= max(asked, 32)), key=lambda b: (-(-depth // b) * b, -b)
     )
-    # Half a byte a weight, two bytes of scale and half a byte of zero point a block, and seven small operators.
-    in_four = rows * -(-depth // block) * (block / 2 + 2.5) + SMALLEST_SAVING_BYTES
+    # Half a byte a weight, two bytes of scale and half a byte of zero point a block.
+    in_four = rows * -(-depth // block) * (block / 2 + 2.5) + _UNPACKING_BYTES
     return block if in_four < rows * (depth + 4) else 0
 
 

@@ -116,7 +116,8 @@ def _is_layer(node: ir.Node) -> bool:
     biases = node.inputs[2:3]
     constant = all(value is None or constant_of(value) is not None for value in biases)
     if node.op_type == "Gemm":
-        plain = node.attributes.get_float("alpha", 1.0) == node.attributes.get_float("beta", 1.0) == 1.0
+        scaled = (node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0))
+        plain = scaled == (1.0, 1.0)
         constant = constant and plain and node.attributes.get_int("transA", 0) == 0
     weight = node.inputs[1]
     return constant and weight is not None and weight.producer() is None and constant_of(weight) is not None

@@ -109,7 +109,12 @@ def _sentence(gate: GateResult) -> str:
     return f"{gate.gate} is {gate.limit:g} {gate.unit}, measured {gate.measured:.4g}"
 
 
+_NUMERIC = frozenset({"finite normal scales", "int32 biases", "int32 accumulators", "float16 range"})
+
+
 def _remedy(gate: GateResult, suspects: Mapping[str, float]) -> str:
+    if gate.gate in _NUMERIC:
+        return "repair or clip those weights, remove the samples that drive them, or keep that layer with quantize.keep"
     if "size" in gate.gate:
         return "choose a smaller scheme (weight_only_wi4_b32) or raise the limit"
     if gate.gate.startswith("edge case"):

@@ -78,7 +78,8 @@ def quantize_weight_only(
     of a convolution, which has no int4 kernel and gains size only. Raises `UsageError` for a width or block that
     has no kernel, `GateError` for weights that are not finite, `InternalError` for integers of another shape.
     """
-    if bits not in {4, 8} or (bits == 4 and block_size is None):
+    blocks = {16, 32, 64, 128, 256} | ({None} if bits == 8 else set())
+    if bits not in {4, 8} or block_size not in blocks:
         raise UsageError(
             f"no weight-only form has {bits} bits and blocks of {block_size}",
             fix="use 8 bits, or 4 bits in blocks of 32, 64 or 128",

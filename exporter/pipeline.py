@@ -286,7 +286,9 @@ def _produce_all(
     destination, samples = workdir / "models", workdir / "samples"
     for folder in (destination, samples):
         folder.mkdir()
-    if plan.needs_calibration and data.calibration is not None:
+    # int4 weights of other formats are rounded with the samples where those of ONNX were
+    rounds = any(item.encodings.blocks for item in settled.values())
+    if (plan.needs_calibration or rounds) and data.calibration is not None:
         for number, sample in enumerate(data.calibration):
             write_sample(samples, number, sample)
     outputs = _output_specs(onnx)
@@ -302,7 +304,9 @@ def _produce_all(
                 inputs=source.inputs,
                 outputs=outputs,
                 axes=source.axes,
-                samples=samples if planned.spec.scheme.needs_calibration else None,
+                samples=samples
+                if planned.spec.scheme.needs_calibration or settled[planned.spec.scheme].encodings.blocks
+                else None,
                 rule=plan.recipe.quantize.rule,
                 destination=destination,
                 workdir=workdir,

@@ -94,7 +94,7 @@ def quantize_file(plan: Plan, request: Quantizing, *, progress: Progress, log: P
     spec = plan.artifacts[0].spec
     with scratch_folder("quantize") as workdir:
         with progress.step("loading the model"):
-            source = load(_with_any_axes(plan), log=log)
+            source = load(with_any_axes(plan), log=log)
             onnx = workdir / "float32.onnx"
             save_onnx(tidy(to_onnx(source), source.inputs), onnx)
         with progress.step("reading data"):
@@ -167,7 +167,7 @@ def quantize_file(plan: Plan, request: Quantizing, *, progress: Progress, log: P
     return report
 
 
-def _with_any_axes(plan: Plan) -> Plan:
+def with_any_axes(plan: Plan) -> Plan:
     """Return `plan` with a size for every named axis of the model: the data will say which."""
     from exporter.onnx_read import read_onnx, tensor_specs
 

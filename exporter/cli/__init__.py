@@ -28,6 +28,7 @@ COMMANDS: tuple[str, ...] = (
     "inspect",
     "build",
     "quantize",
+    "calibrate",
     "tune",
     "validate",
     "students",

@@ -138,7 +138,7 @@ def _weight(node: ir.Node) -> NDArray[np.float32]:
 
 
 def _output_axis(node: ir.Node) -> int:
-    return 0 if node.op_type == "Conv" or node.attributes.get_int("transB", 0) else 1
+    return 0 if node.op_type == "Conv" or node.attributes.get_int("transB", 0) != 0 else 1
 
 
 def _output_channels(node: ir.Node) -> int:

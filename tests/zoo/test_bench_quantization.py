@@ -29,7 +29,15 @@ def scripts() -> Iterator[SimpleNamespace]:
 
 
 def outcome(top1: float | None, size: int = 200_000, **more: Any) -> dict[str, Any]:
-    figures = {"sqnr_db": 30.0, "integer_share": 0.99, "seconds": 2.0, "peak_mb": 150.0, "samples": 540}
+    right = None if top1 is None else "1" * round(540 * top1) + "0" * (540 - round(540 * top1))
+    figures = {
+        "right": right,
+        "sqnr_db": 30.0,
+        "integer_share": 0.99,
+        "seconds": 2.0,
+        "peak_mb": 150.0,
+        "samples": 540,
+    }
     return {"top1": top1, "size_bytes": size, **figures, **more}
 
 
@@ -123,7 +131,10 @@ def test_the_table_holds_ours_against_the_best_other(scripts: SimpleNamespace) -
     assert "no compared tool quantised anything" in text
     worse = {**outcomes, "words/ours-int8-auto": outcome(0.96, 220_000)}
     text = scripts.tables.document(worse, {"words": source(**times | {"ours_int8_auto": 0.6})})
-    assert "**does not hold**: loses 1.00 points more (5 of 540 samples); 4.8 % larger" in text
+    assert (
+        "**does not hold**: loses 1.00 points more (6 samples for it, 0 for ours; p = 0.03); 4.8 % larger"
+        in text
+    )
     assert "22 % slower than the fastest of them" in text
 
 
@@ -159,3 +170,11 @@ def test_shares_count_four_bit_weights_twice(scripts: SimpleNamespace, tmp_path:
     graph = helper.make_graph([product], "g", values[:1], values[1:], [packed, table, bias])
     onnx.save(helper.make_model(graph), tmp_path / "m.onnx")
     assert scripts.bench.integer_share(tmp_path / "m.onnx") == 0.5
+
+
+def test_the_sign_test_is_that_of_the_tables(scripts: SimpleNamespace) -> None:
+    from scipy.stats import binomtest
+
+    for lost, won in ((0, 0), (2, 0), (5, 1), (7, 7), (30, 12)):
+        expected = binomtest(lost, lost + won).pvalue if lost + won else 1.0
+        assert scripts.tables.sign_test(lost, won) == pytest.approx(expected)

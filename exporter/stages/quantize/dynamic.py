@@ -72,7 +72,7 @@ class _Dynamic:
                 rewrite.leave(node, reasons[node])
             else:
                 self._write_product(node)
-        for node, reason in store_convolutions(rewrite).items():
+        for node, reason in store_convolutions(rewrite, Encodings(channels=self.channels)).items():
             rewrite.leave(node, reason or STORED_ONLY)
         return rewrite.outcome()
 

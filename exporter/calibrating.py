@@ -1,0 +1,218 @@
+"""Calibration alone: a model and data in, a statistics file out, from which every range can be chosen later.
+
+The same graph, in the same form, as `quantize` and `build` calibrate, so that its file serves them too. Shards of
+one data set, calibrated anywhere, merge to the file of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.errors import CalibrationError, IntegrityError, UnsupportedError, UsageError
+from exporter.files import require_file, scratch_folder
+from exporter.host import HostTarget
+from exporter.planning import Plan, make_plan
+from exporter.progress import Progress
+from exporter.recipe import read_recipe, recipe_of
+
+if TYPE_CHECKING:
+    from calibration.statistics import Statistics
+    from exporter.source import SourceModel
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrating:
+    """What to calibrate and how: an ONNX file with a table as under `[data] calibration`, or a recipe that has one.
+
+    `shard` (i, n) is the i-th of n, counted from 1. `max_memory_bytes` bounds what one sample's observed activations
+    take at once. With `resume`, what an interrupted run left beside `out` is gone on with; without, it is dropped.
+    """
+
+    model: Path
+    out: Path
+    data: Mapping[str, Any] | None = None
+    shard: tuple[int, int] | None = None
+    max_memory_bytes: int | None = None
+    resume: bool = False
+    threads: int = 0
+
+
+def plan_of(request: Calibrating) -> Plan:
+    """Return the plan of a request; raises what recipes and plans raise, and `UsageError` for what does not fit."""
+    if request.model.suffix.lower() == ".toml":
+        return _plan_of_recipe(request)
+    if request.model.suffix.lower() != ".onnx":
+        raise UsageError(
+            f"{request.model} is neither an .onnx file nor a recipe", fix="give MODEL.onnx or RECIPE.toml"
+        )
+    if request.data is None:
+        raise UsageError(f"{request.model} comes without data", fix="add --data PATH")
+    tables: dict[str, Any] = {
+        "model": {"name": "model", "version": "0.0.0", "path": str(request.model.absolute())},
+        "data": {"calibration": dict(request.data)},
+        "targets": {"host": {"artifacts": ["onnx:static_wi8_ai8"]}},
+    }
+    return make_plan(recipe_of(tables, "calibrate", folder=Path.cwd()), {"host": HostTarget()})
+
+
+def _plan_of_recipe(request: Calibrating) -> Plan:
+    from targets.discovery import get_target
+
+    recipe = read_recipe(request.model)
+    if request.data is not None:
+        raise UsageError(
+            f"--data, and {request.model} names its own", fix="leave --data out, or give the .onnx file"
+        )
+    if recipe.compress:
+        raise UnsupportedError(
+            f"{request.model} compresses its model before it is calibrated",
+            fix="build it: the calibration belongs to the compressed model",
+        )
+    return make_plan(recipe, {name: get_target(name) for name in recipe.targets})
+
+
+def checkpoint_of(out: Path) -> Path:
+    """Return where an unfinished calibration for `out` is kept."""
+    return out.with_name(f".{out.name}.checkpoint")
+
+
+def calibrate_file(request: Calibrating, plan: Plan, *, progress: Progress, log: Path) -> Statistics:
+    """Write `request.out` and return what is in it; raises any `EdgeError`."""
+    from calibration.collect import collect
+    from exporter.onnx_write import save_onnx
+    from exporter.stages.data import read_data
+    from exporter.stages.load import load
+    from exporter.stages.tidy import tidy
+    from exporter.stages.to_onnx import to_onnx
+
+    _require_folder(request.out)
+    checkpoint = checkpoint_of(request.out)
+    if not request.resume:
+        checkpoint.unlink(missing_ok=True)
+    with scratch_folder("calibrate") as workdir:
+        with progress.step("loading the model"):
+            source = load(_sizeable(plan), log=log)
+            onnx = workdir / "float32.onnx"
+            save_onnx(tidy(to_onnx(source), source.inputs), onnx)
+            tensors = _observable(onnx, source)
+        with progress.step("reading data"):
+            data = read_data(plan, source)
+        for finding in data.findings:
+            progress.say(finding)
+        if data.calibration is None:
+            raise CalibrationError(
+                f"{request.model} names no calibration data", fix="add [data] calibration to the recipe"
+            )
+        with progress.step("calibrating", _shard_size(len(data.calibration), request.shard)) as advance:
+            statistics = collect(
+                onnx,
+                tensors,
+                data.calibration,
+                threads=request.threads,
+                progress=lambda done, _total: advance(done),
+                shard=request.shard,
+                checkpoint=checkpoint,
+                max_memory=request.max_memory_bytes,
+                splitting=_announce(progress),
+            )
+    statistics.save(request.out)
+    checkpoint.unlink(missing_ok=True)
+    return statistics
+
+
+def _announce(progress: Progress) -> Callable[[int], None]:
+    def announce(groups: int) -> None:
+        if groups > 1:
+            progress.say(
+                f"one sample's activations do not fit: each sample runs {groups} times, a part of them each"
+            )
+
+    return announce
+
+
+def _sizeable(plan: Plan) -> Plan:
+    from exporter.planning import Origin
+    from exporter.quantizing import with_any_axes
+
+    # As `quantize` does: the data says how long the named axes of an ONNX file are.
+    return with_any_axes(plan) if plan.origin is Origin.ONNX else plan
+
+
+def _observable(onnx: Path, source: SourceModel) -> tuple[str, ...]:
+    import onnx_ir as ir
+
+    from exporter.settling import observable
+
+    tensors = observable(ir.load(onnx))
+    if not tensors:
+        raise UnsupportedError(
+            f"{source.name} has no operator that a static scheme quantises, so nothing needs a range",
+            fix="use a dynamic or weight-only scheme: they need no calibration",
+        )
+    return tensors
+
+
+def _shard_size(samples: int, shard: tuple[int, int] | None) -> int:
+    if shard is None:
+        return samples
+    number, count = shard
+    return len(range(number - 1, samples, count))
+
+
+def _require_folder(out: Path) -> None:
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"{out.parent} is not a folder", fix="create it, or write elsewhere with --out")
+
+
+def merge_files(paths: Sequence[Path], out: Path) -> Statistics:
+    """Write to `out` the statistics of all `paths` as one, and return them.
+
+    Raises `CalibrationError` for files that do not belong together, overlap, or of whose data set a shard is missing,
+    naming the file or the shard; `IntegrityError` for a damaged one.
+    """
+    _require_folder(out)
+    merged = _load(paths[0])
+    for path in paths[1:]:
+        try:
+            merged = merged.merge(_load(path))
+        except CalibrationError as error:
+            raise CalibrationError(f"{path}: {error.cause}", fix=error.fix) from error
+    merged.require_whole(", ".join(str(path) for path in paths))
+    merged.save(out)
+    return merged
+
+
+def _load(path: Path) -> Statistics:
+    from calibration.statistics import Statistics
+
+    return Statistics.load(require_file(path, what="the statistics file"))
+
+
+def load_statistics_for(path: Path, tidy_onnx: Path, tensors: Sequence[str]) -> Statistics:
+    """Return the statistics in `path`, collected before of the float graph `tidy_onnx` and of all `tensors`.
+
+    Raises `InputError` (10) when it is missing, `IntegrityError` (19) when it is damaged or of another model,
+    `CalibrationError` (13) when shards are missing or a tensor was not observed.
+    """
+    from calibration.collect import digest_model
+
+    statistics = _load(path)
+    found = digest_model(tidy_onnx)
+    if statistics.model_sha256 != found:
+        raise IntegrityError(
+            f"{path} was calibrated on another model ({statistics.model_sha256[:12]}, this one is {found[:12]})",
+            fix="calibrate this model: edge-export calibrate",
+        )
+    statistics.require_whole(str(path))
+    missing = [name for name in tensors if name not in statistics.sketches]
+    if missing:
+        raise CalibrationError(
+            f"{path} did not observe {missing[0]!r} and {len(missing) - 1} more tensors"
+            if len(missing) > 1
+            else f"{path} did not observe {missing[0]!r}",
+            fix="calibrate again with this version: edge-export calibrate",
+        )
+    return statistics

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -15,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibration.checkpoint import Checkpoint, Collected, Task
 from calibration.dataset import Array, Dataset, Fingerprint, Sample
+from calibration.grouping import optimise_into, sessions_of, split, tensor_bytes
 from calibration.sketch import Sketch
-from calibration.statistics import Statistics
+from calibration.statistics import Shards, Statistics
 from exporter.errors import (
     CalibrationError,
     InputError,
@@ -25,13 +28,14 @@ from exporter.errors import (
     ResourceError,
     UnsafeError,
     UnsupportedError,
+    UsageError,
 )
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-__all__ = ["Statistics", "collect"]
+__all__ = ["Statistics", "collect", "digest_model"]
 
 _HASH_BLOCK = 1 << 20
 
@@ -43,6 +47,10 @@ def collect(
     *,
     threads: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    shard: tuple[int, int] = (1, 1),
+    checkpoint: Path | None = None,
+    max_memory: int | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Statistics:
     """Return sketches of `tensors` of the float ONNX `model` over `dataset`.
 
@@ -50,38 +58,134 @@ def collect(
     type. `threads` is onnxruntime's, 0 for as many as there are cores. `progress(done, total)` is called
     after every sample.
 
+    `shard` (i, n) runs only the samples i - 1, i - 1 + n, …; every sample is still read, for the data set's
+    fingerprint. `checkpoint` is a file that holds what was seen so far, written every 10 seconds and at the end; if it
+    is there already, it is gone on from, and the result is the same to the bit. Whoever has saved the result removes
+    it. `max_memory` is how many bytes one sample's observed activations may take together, besides what inference
+    needs: where they take more, they are observed in groups, each in a pass of its own, to the same bits; `say` is told
+    how many. Sizes are those of the first sample; a tensor that is larger than `max_memory` is observed alone.
+
     Each sample runs alone, so the result cannot depend on a batch size, and its activations are freed at
-    once, so memory does not grow with their number. Nothing is written: external weights are read from
-    where they lie. Raises InputError for an unreadable model, UnsupportedError for a tensor without a
-    range, CalibrationError for data the model refuses or that makes a tensor NaN or infinite, ResourceError
-    when memory runs out.
+    once, so memory does not grow with their number. External weights are read from where they lie, and nothing but the
+    checkpoint is written; groups keep an optimised copy of the model in a temporary folder. Raises InputError for
+    an unreadable model, UnsupportedError for a tensor without a range, CalibrationError for data the model refuses,
+    that makes a tensor NaN or infinite, or that is fewer than the shards, and for a checkpoint of something
+    else, ResourceError when memory or the disk runs out.
     """
-    if len(dataset) == 0:
-        raise CalibrationError(
-            f"{dataset.source or 'the calibration set'} has no samples", fix="give at least one sample"
-        )
+    _require_samples(dataset, shard)
     data, folder = _read(model)
     graph = _Graph(data, folder, tensors)
     model_sha256 = _digest(data, folder, graph.external)
-    # Rebound, so that one copy of the model is alive while onnxruntime reads it, and none while it runs.
-    data += graph.suffix()
-    session = _session(data, folder, threads)
-    del data
-    sketches = {name: Sketch.empty() for name in tensors}
-    digest = Fingerprint()
-    count = 0
-    for count, sample in enumerate(dataset, start=1):
-        digest.add(sample)
-        _observe(session, graph, sample, count - 1, sketches)
+    task = Task(model_sha256, dataset.fingerprint, frozenset(graph.observed), shard)
+    saved = Checkpoint(checkpoint, task)
+    collected = saved.resume(graph.observed)
+    total = len(range(shard[0] - 1, len(dataset), shard[1]))
+
+    def seen() -> None:
+        saved.note(collected)
         if progress is not None:
-            progress(count, len(dataset))
-    shown = digest.hexdigest(dataset.labels)
-    if count != len(dataset) or shown != dataset.fingerprint:
+            progress(collected.done, total)
+
+    groups = _groups(data, graph, dataset, max_memory)
+    if len(groups) > 1 and say is not None:
+        say(f"observing {len(graph.observed)} activations in {len(groups)} groups to stay within memory")
+    # Handed over, so that one copy of the model is alive while onnxruntime reads it, and none while it runs.
+    handed = [data]
+    del data
+    for group, session in _sessions(handed, folder, graph, groups, threads):
+        shown = _run_pass(session, graph, group, dataset, shard, collected, seen)
+        if shown != dataset.fingerprint:
+            raise CalibrationError(
+                f"{dataset.source or 'the calibration set'} gave other samples when read again",
+                fix="make it deterministic: no shuffling and no random augmentation",
+            )
+    saved.write(collected)
+    part = None if shard[1] == 1 else Shards(shard[1], (shard[0],))
+    return Statistics(
+        MappingProxyType(collected.sketches), model_sha256, dataset.fingerprint, total, shards=part
+    )
+
+
+def _require_samples(dataset: Dataset, shard: tuple[int, int]) -> None:
+    number, count = shard
+    called = dataset.source or "the calibration set"
+    if not 1 <= number <= count:
+        raise UsageError(f"there is no shard {number}/{count}", fix="give 1/n to n/n")
+    if len(dataset) == 0:
+        raise CalibrationError(f"{called} has no samples", fix="give at least one sample")
+    if number > len(dataset):
         raise CalibrationError(
-            f"{dataset.source or 'the calibration set'} gave other samples when read again",
-            fix="make it deterministic: no shuffling and no random augmentation",
+            f"shard {number}/{count} of {called} is empty: it has {len(dataset)} samples",
+            fix=f"cut it into {len(dataset)} shards at most",
         )
-    return Statistics(MappingProxyType(sketches), model_sha256, shown, count)
+
+
+def _groups(
+    data: bytes, graph: _Graph, dataset: Dataset, max_memory: int | None
+) -> tuple[tuple[str, ...], ...]:
+    """Return the observed tensors in groups that fit into `max_memory` bytes."""
+    if max_memory is None:
+        return (graph.observed,)
+    sample = next(iter(dataset))
+    sizes = tensor_bytes(_parse(data), sample)
+    fetched = split(graph.fetched, sizes, max_memory) or ((),)
+    return ((*graph.shown, *fetched[0]), *fetched[1:])
+
+
+def _sessions(
+    handed: list[bytes],
+    folder: Path | None,
+    graph: _Graph,
+    groups: Sequence[tuple[str, ...]],
+    threads: int,
+) -> Iterator[tuple[tuple[str, ...], onnxruntime.InferenceSession]]:
+    """Yield each group with a session that computes it; takes the model's bytes out of `handed`."""
+    suffix = graph.suffix()
+    if len(groups) == 1:
+        yield groups[0], _session(handed.pop() + suffix, folder, threads)
+        return
+    with tempfile.TemporaryDirectory(prefix="edge-exporter-") as name:
+        scratch = Path(name)
+        # Not kept: only the graph that it writes is wanted.
+        _session(handed.pop() + suffix, folder, threads, optimised=scratch)
+        asked = [[name for name in group if name in graph.computed] for group in groups]
+        try:
+            yield from zip(groups, sessions_of(scratch, asked, threads), strict=True)
+        except _runtime_errors() as error:
+            raise ResourceError(
+                f"onnxruntime cannot load its optimised graph from {scratch}: {_first_line(error)}",
+                fix="free some space in the temporary folder, or give more memory",
+            ) from error
+
+
+def _run_pass(
+    session: onnxruntime.InferenceSession,
+    graph: _Graph,
+    group: Sequence[str],
+    dataset: Dataset,
+    shard: tuple[int, int],
+    collected: Collected,
+    seen: Callable[[], None],
+) -> str:
+    """Show the shard's samples to the tensors of `group` that have not seen them; return the fingerprint of all."""
+    digest = Fingerprint()
+    for index, sample in enumerate(dataset):
+        digest.add(sample)
+        place, other = divmod(index - shard[0] + 1, shard[1])
+        wanted = [name for name in group if collected.samples[name] <= place]
+        if other or not wanted:
+            continue
+        _observe(session, graph, sample, index, {name: collected.sketches[name] for name in wanted})
+        for name in wanted:
+            collected.samples[name] += 1
+        seen()
+    return digest.hexdigest(dataset.labels)
+
+
+def digest_model(model: Path) -> str:
+    """Return what `Statistics.model_sha256` is for `model`; raises InputError and UnsafeError as `collect` does."""
+    data, folder = _read(model)
+    return _digest(data, folder, sorted(set(_external_locations(_parse(data).graph))))
 
 
 class _Graph:
@@ -98,8 +202,9 @@ class _Graph:
             raise InternalError("a model with external weights was given as bytes", fix="give its path")
         for name in tensors:
             self._check_observable(name, initializers)
-        self.fetched = [name for name in dict.fromkeys(tensors) if name not in self.inputs]
-        self.shown = [name for name in dict.fromkeys(tensors) if name in self.inputs]
+        self.observed = tuple(dict.fromkeys(tensors))
+        self.fetched = [name for name in self.observed if name not in self.inputs]
+        self.shown = [name for name in self.observed if name in self.inputs]
 
     def suffix(self) -> bytes:
         """Return the bytes that, appended to the serialised model, add the wanted tensors to its outputs.
@@ -193,7 +298,9 @@ def _digest(data: bytes, folder: Path | None, external: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _session(data: bytes, folder: Path | None, threads: int) -> onnxruntime.InferenceSession:
+def _session(
+    data: bytes, folder: Path | None, threads: int, *, optimised: Path | None = None
+) -> onnxruntime.InferenceSession:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -204,6 +311,8 @@ def _session(data: bytes, folder: Path | None, threads: int) -> onnxruntime.Infe
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    if optimised is not None:
+        optimise_into(options, optimised)
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except _runtime_errors() as error:
@@ -226,17 +335,17 @@ def _observe(
             fix="name the arrays as the model names its inputs",
         )
     for name in graph.shown:
-        _sketch(sketches[name], sample[name], name, index)
-    if not graph.fetched:
+        if name in sketches:
+            _sketch(sketches[name], sample[name], name, index)
+    fetched = [name for name in sketches if name in graph.computed]
+    if not fetched:
         return
     try:
-        results = session.run(
-            graph.fetched, {name: np.ascontiguousarray(sample[name]) for name in graph.inputs}
-        )
+        results = session.run(fetched, {name: np.ascontiguousarray(sample[name]) for name in graph.inputs})
     except _runtime_errors() as error:
         raise _refused(error, index) from error
     # Taken from the end and dropped one by one, so that memory is given back as soon as it was seen.
-    for name in reversed(graph.fetched):
+    for name in reversed(fetched):
         _sketch(sketches[name], results.pop(), name, index)
 
 

@@ -6,7 +6,7 @@ one data set, calibrated anywhere, merge to the file of the whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ class Calibrating:
     model: Path
     out: Path
     data: Mapping[str, Any] | None = None
-    shard: tuple[int, int] | None = None
+    shard: tuple[int, int] = (1, 1)
     max_memory_bytes: int | None = None
     resume: bool = False
     threads: int = 0
@@ -116,21 +116,11 @@ def calibrate_file(request: Calibrating, plan: Plan, *, progress: Progress, log:
                 shard=request.shard,
                 checkpoint=checkpoint,
                 max_memory=request.max_memory_bytes,
-                splitting=_announce(progress),
+                say=progress.say,
             )
     statistics.save(request.out)
     checkpoint.unlink(missing_ok=True)
     return statistics
-
-
-def _announce(progress: Progress) -> Callable[[int], None]:
-    def announce(groups: int) -> None:
-        if groups > 1:
-            progress.say(
-                f"one sample's activations do not fit: each sample runs {groups} times, a part of them each"
-            )
-
-    return announce
 
 
 def _sizeable(plan: Plan) -> Plan:
@@ -155,9 +145,7 @@ def _observable(onnx: Path, source: SourceModel) -> tuple[str, ...]:
     return tensors
 
 
-def _shard_size(samples: int, shard: tuple[int, int] | None) -> int:
-    if shard is None:
-        return samples
+def _shard_size(samples: int, shard: tuple[int, int]) -> int:
     number, count = shard
     return len(range(number - 1, samples, count))
 

@@ -361,7 +361,10 @@ def _data_path(recipe: Any, role: str) -> str:
 
 
 def judge(request: dict[str, Any]) -> dict[str, Any]:
-    """Return size, stored shares, top-1 and SQNR against the float file, one sample at a time."""
+    """Return size, stored shares, top-1 and SQNR against the float file, one sample at a time.
+
+    `right` has a 1 for every sample that was answered rightly, so that two files can be compared in pairs.
+    """
     import numpy as np
     import onnxruntime
 
@@ -393,7 +396,9 @@ def judge(request: dict[str, Any]) -> dict[str, Any]:
     }
     if not case.is_full_size:
         with np.load(folder / "evaluation.npz", allow_pickle=False) as arrays:
-            found["top1"] = float((given.argmax(1) == arrays["label"]).mean())
+            right = given.argmax(1) == arrays["label"]
+        found["top1"] = float(right.mean())
+        found["right"] = "".join("01"[int(answer)] for answer in right)
     return found
 
 

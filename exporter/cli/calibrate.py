@@ -61,6 +61,7 @@ def command() -> None:
 @pass_console
 def run(
     console: Console,
+    /,
     *,
     model: Path,
     out: Path,
@@ -74,7 +75,7 @@ def run(
 
     An interrupted run leaves a checkpoint at most 10 s old; --resume goes on from there to the same bytes.
     """
-    cut = None if shard is None else read_shard(shard)
+    cut = (1, 1) if shard is None else read_shard(shard)
     size = None if max_memory is None else read_size(max_memory)
     table = _table(**data)
     with console.work() as (progress, log):

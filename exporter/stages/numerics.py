@@ -131,7 +131,7 @@ def numeric_gates(
 def float16_overflow(model: ir.Model, ranges: Mapping[str, tuple[float, float]]) -> tuple[Finding, ...]:
     """Return the constants of a float graph, and the activations of `ranges` by name, beyond ±65504.
 
-    One finding a tensor, its largest magnitude; NaN counts as beyond.
+    One finding a tensor, a constant's largest magnitude; NaN counts as beyond.
     """
     found = []
     for name, value in model.graph.initializers.items():
@@ -144,9 +144,9 @@ def float16_overflow(model: ir.Model, ranges: Mapping[str, tuple[float, float]])
         if not magnitude.reshape(-1)[where] <= FLOAT16_MAX:
             found.append(_finding(name, _first_reader(value), array, where, "is beyond float16's ±65504"))
     for name, (low, high) in ranges.items():
-        extreme = low if not abs(low) <= abs(high) else high
-        if not abs(extreme) <= FLOAT16_MAX:
-            found.append(Finding(name, "activation", (), f"{extreme:g}", "is beyond float16's ±65504"))
+        beyond = [end for end in (low, high) if not abs(end) <= FLOAT16_MAX]
+        if beyond:
+            found.append(Finding(name, "activation", (), f"{beyond[0]:g}", "is beyond float16's ±65504"))
     return tuple(found)
 
 

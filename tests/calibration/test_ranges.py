@@ -236,18 +236,19 @@ def test_auto_is_within_five_percent_of_a_brute_force_search_on_the_data(name: s
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.integers(0, 10_000), st.floats(0.05, 3.0), st.floats(-4, 4), st.sampled_from(["t", "gamma", "normal"])
+    st.integers(0, 10_000), st.floats(0.1, 3.0), st.floats(-2, 2), st.sampled_from(["t", "gamma", "normal"])
 )
 def test_auto_is_not_worse_on_the_data_than_any_rule(
     seed: int, shape: float, shift: float, family: str
 ) -> None:
+    """For densities that are smooth across a bin: within one the sketch knows no more than their number."""
     rng = np.random.default_rng(seed)
     drawn = {
         "t": lambda: rng.standard_t(2 + shape, 30_000),
-        "gamma": lambda: rng.gamma(shape, 1, 30_000),
-        "normal": lambda: rng.standard_normal(30_000) * shape,
+        "gamma": lambda: rng.gamma(1 + shape, 1, 30_000),
+        "normal": lambda: rng.standard_normal(30_000),
     }[family]
-    values = (drawn() + shift).astype(np.float32).astype(np.float64)
+    values = ((drawn() + shift) * shape).astype(np.float32).astype(np.float64)
     sketch = sketch_of(values)
     found = auto(sketch)
     for rule in Rule:

@@ -148,7 +148,9 @@ def test_dynamic_schemes_pair_uint8_with_int8_too() -> None:
 
 def test_blocks_are_bounded_by_their_form() -> None:
     made = quantized(float_model(), "weight_only_wi4_b32")
-    block = next(node for node in made.graph if node.op_type == "MatMulNBits").attributes.get_int("block_size")
+    block = next(node for node in made.graph if node.op_type == "MatMulNBits").attributes.get_int(
+        "block_size"
+    )
     agreement = examine(made, Scheme.parse("weight_only_wi4_b32"))
     (product,) = agreement.products
     assert (product.kernel, product.rows, product.depth) == ("blocks", 5, 40)
@@ -292,10 +294,11 @@ def test_float16_overflow_finds_weights_and_activations() -> None:
     assert float16_overflow(model, {"a": (-65504.0, 65504.0)}) == ()
     weight[2, 7] = -7e4
     found = float16_overflow(
-        float_model(w3=weight), {"a": (-1.0, 65520.0), "c": (-np.inf, 0.0), "d": (0.0, 1.0)}
+        float_model(w3=weight),
+        {"a": (-1.0, 65520.0), "c": (-np.inf, 0.0), "d": (0.0, 1.0), "e": (0.0, np.nan)},
     )
     assert [(f.tensor, f.layer, f.index) for f in found] == [
-        ("w3", "head", (2, 7)), ("a", "activation", ()), ("c", "activation", ()),
+        ("w3", "head", (2, 7)), ("a", "activation", ()), ("c", "activation", ()), ("e", "activation", ()),
     ]  # fmt: skip
     spec = ArtifactSpec.parse("tflite:float16")
     (failed,) = [g for g in numeric_gates(spec, examine(model, spec.scheme), found) if not g.passed]

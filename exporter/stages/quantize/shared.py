@@ -40,7 +40,8 @@ def _quantized(model: ir.Model, regions: Regions, op: str) -> Iterable[ir.Node]:
 
 def _owners(values: Sequence[ir.Value | None], regions: Regions) -> tuple[str, ...]:
     """Return, each once, the names whose ranges the values among `values` that are on grids take."""
-    grids, owners = frozenset(regions.grids), {}
+    grids = frozenset(regions.grids)
+    owners: dict[str, None] = {}
     for value in values:
         name = value.name or "" if value is not None else ""
         if name in grids:

@@ -96,7 +96,8 @@ class Recovering:
     def _ladder(self, scheme: Scheme, wishes: Wishes, candidates: _Candidates) -> Ladder:
         steps = steps_of(wishes.methods) or (rungs_of(scheme) if self.samples is not None else ())
         rules: tuple[str, ...] = (wishes.rule,)
-        if wishes.rule != AUTO and not self.settled and wishes.max_drop is not None and not wishes.methods:
+        climbs = wishes.max_drop is not None and not wishes.methods and not self.settled
+        if climbs and wishes.rule != AUTO and scheme.needs_calibration:
             rules = (wishes.rule, AUTO)
         return Ladder(
             scheme=scheme,

@@ -20,7 +20,7 @@ from exporter.progress import Progress
 from exporter.recovery.base import Candidate, Workbench
 from exporter.schemes import Method, Scheme
 from exporter.stages.recover.judge import Judge, Verdict
-from exporter.stages.recover.rungs import AUTO, Step
+from exporter.stages.recover.rungs import Step
 from exporter.stages.recover.smallest import smallest_passing
 
 MEASURED, SIGNIFICANT = "measured", "significant"
@@ -127,12 +127,11 @@ class Ladder:
 
     def _rule(self, rule: str, rungs: list[Rung]) -> _Best:
         started = time.monotonic()
-        with self.progress.step(f"{self.scheme}: {_RULE_NAMES.get(rule, f'{rule} ranges')}"):
+        name = f"{rule} ranges" if self.scheme.needs_calibration else "plain rounding"
+        with self.progress.step(f"{self.scheme}: {name}"):
             candidate = self.candidates.start(rule)
             best = _Best(candidate, self._judged(candidate), rule)
-        rungs.append(
-            self._rung(_RULE_NAMES.get(rule, f"{rule} ranges"), best, started, kept=not rungs, changed=1)
-        )
+        rungs.append(self._rung(name, best, started, kept=not rungs, changed=1))
         return best
 
     def _step(self, step: Step, best: _Best, rungs: list[Rung]) -> _Best:
@@ -308,7 +307,6 @@ class Ladder:
         )
 
 
-_RULE_NAMES = {AUTO: "auto ranges", "": "as stored"}
 _NOTHING = Verdict(None, -200.0, None)
 
 

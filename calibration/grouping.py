@@ -87,8 +87,6 @@ def sessions_of(
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        # An arena grows in powers of two and keeps what it has: the peak would be that of twice the group.
-        options.enable_cpu_mem_arena = False
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(folder.resolve())
         )

@@ -100,8 +100,10 @@ def calibrate_file(request: Calibrating, plan: Plan, *, progress: Progress, log:
             tensors = _observable(onnx, source)
         with progress.step("reading data"):
             data = read_data(plan, source)
+        # What else is noticed is about evaluation, which does not happen here.
         for finding in data.findings:
-            progress.say(finding)
+            if finding.startswith("calibration data"):
+                progress.say(finding)
         if data.calibration is None:
             raise CalibrationError(
                 f"{request.model} names no calibration data", fix="add [data] calibration to the recipe"

@@ -46,7 +46,8 @@ def draft_recipe(model: str, folder: Path, targets: Sequence[str], *, log: Path)
     Raises `InputError` for a model that is missing, broken or raises, `UnsupportedError` for other kinds.
     """
     where, colon, attribute = model.rpartition(":")
-    if colon and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", attribute):
+    is_file = Path(model).is_file()  # a file may be called "net:a.onnx"
+    if colon and not is_file and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", attribute):
         return _draft_for_factory(where, attribute, folder, targets, log)
     path = Path(model)
     if path.suffix.lower() == ".onnx":

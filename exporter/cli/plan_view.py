@@ -72,7 +72,10 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
             "scheme": recipe.quantize.scheme,
             "rule": recipe.quantize.rule,
             "keep": list(recipe.quantize.keep),
+            "recover": list(recipe.quantize.recover),
             "max_drop": recipe.quantize.max_drop,
+            "max_drop_verdict": recipe.quantize.max_drop_verdict,
+            "conv_int4": recipe.quantize.conv_int4,
         },
     }
 

@@ -87,8 +87,12 @@ def _sections() -> Iterator[str]:
     yield f"## {PROGRAM}\n\n```\n{main.get_help(group)}\n```\n"
     for name in COMMANDS:
         command = main.get_command(group, name)
-        if command is not None:
-            yield f"## {PROGRAM} {name}\n\n```\n{command.get_help(_context(command, name, group))}\n```\n"
+        if command is None:
+            continue
+        context = _context(command, name, group)
+        yield f"## {PROGRAM} {name}\n\n```\n{command.get_help(context)}\n```\n"
+        for inner, part in command.commands.items() if isinstance(command, click.Group) else ():
+            yield f"### {PROGRAM} {name} {inner}\n\n```\n{part.get_help(_context(part, inner, context))}\n```\n"
 
 
 def _context(command: click.Command, name: str, parent: click.Context | None) -> click.Context:

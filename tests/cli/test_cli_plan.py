@@ -24,7 +24,7 @@ onnx:static_wi8_ai8 android      onnxruntime-cpu
                     raspberry-pi onnxruntime-cpu
 onnx:float32@fixed  android      onnxruntime-cpu, onnxruntime-xnnpack
 
-calibration  npz calibration.npz; ranges by mse
+calibration  npz calibration.npz; ranges by auto
 evaluation   none; metric agreement with the float model
 
 nothing was made; to make it
@@ -62,7 +62,15 @@ def test_a_plan_is_a_document_with_json(recipe: Path, call: Call) -> None:
         "metric": None,
         "training": None,
         "compress": [],
-        "quantize": {"scheme": "static_wi8_ai8", "rule": "mse", "keep": [], "max_drop": None},
+        "quantize": {
+            "scheme": "static_wi8_ai8",
+            "rule": "auto",
+            "keep": [],
+            "recover": [],
+            "max_drop": None,
+            "max_drop_verdict": "measured",
+            "conv_int4": False,
+        },
     }
 
 

@@ -7,7 +7,7 @@ can be known from the recipe, the targets' data and what is installed comes here
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -208,14 +208,24 @@ def _check_plan(plan: Plan) -> None:
                 f".{kind} files need {', '.join(missing)}, which is not installed",
                 fix=f"run: pip install 'edge-exporter[{extra}]'",
             )
-    if plan.needs_calibration and plan.recipe.data.calibration is None:
-        static = next(str(p.spec) for p in plan.artifacts if p.spec.scheme.method is Method.STATIC)
+    static = next((str(spec) for spec in _uncalibrated(plan)), None)
+    if static is not None:
         raise CalibrationError(
             f"{static} needs calibration data and the recipe gives none",
             fix='add [data] calibration = { source = "npz", path = "…" }, or use scheme = "dynamic_wi8_ai8"',
         )
     _check_compression(plan)
     _check_files(plan)
+
+
+def _uncalibrated(plan: Plan) -> Iterator[ArtifactSpec]:
+    """Yield the artifacts that need calibration samples, or the statistics of some, which the recipe does not give."""
+    data = plan.recipe.data
+    for planned in plan.artifacts:
+        # Formats born of the torch module have tensors that the statistics of the ONNX graph do not hold.
+        served = data.statistics is not None and not planned.spec.format.needs_torch
+        if planned.spec.scheme.needs_calibration and data.calibration is None and not served:
+            yield planned.spec
 
 
 def _check_compression(plan: Plan) -> None:
@@ -265,7 +275,11 @@ def _check_files(plan: Plan) -> None:
     from exporter.files import require_file
 
     model, resolve = plan.recipe.model, plan.recipe.resolve
-    files = [(model.path, "the model"), (model.weights, "the weights")]
+    files = [
+        (model.path, "the model"),
+        (model.weights, "the weights"),
+        (plan.recipe.data.statistics, "the statistics"),
+    ]
     code = [(model.factory, "the factory's file")]
     for number, step in enumerate(plan.recipe.compress):
         match step:

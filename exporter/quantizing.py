@@ -41,7 +41,6 @@ class Quantizing:
     out: Path
     data: Mapping[str, Any]
     quantize: Mapping[str, Any]
-    statistics: Path | None = None
     min_sqnr_db: float | None = None
 
 
@@ -78,7 +77,7 @@ def quantize_file(plan: Plan, request: Quantizing, *, progress: Progress, log: P
     from exporter.agreement import examined
     from exporter.onnx_write import save_onnx
     from exporter.runtimes.onnxruntime_cpu import OnnxModel
-    from exporter.settling import observable, settle_all
+    from exporter.settling import settle_all
     from exporter.stages.blame import worst_layers
     from exporter.stages.data import read_data
     from exporter.stages.gates import first_failure, judge, require_passed
@@ -102,18 +101,11 @@ def quantize_file(plan: Plan, request: Quantizing, *, progress: Progress, log: P
             source = _sized_by(next(iter(data.samples)), source)
         for finding in data.findings:
             progress.say(finding)
-        statistics = None
-        if request.statistics is not None:
-            import onnx_ir as ir
-
-            from exporter.calibrating import load_statistics_for
-
-            statistics = load_statistics_for(request.statistics, onnx, observable(ir.load(onnx)))
         seconds["loading"] = time.monotonic() - started
         started = time.monotonic()
         with progress.step("calibrating", len(data.calibration or ())) as advance:
             settled, statistics = settle_all(
-                plan, source, onnx, data, workdir / "recovery", progress, advance, statistics=statistics
+                plan, source, onnx, data, workdir / "recovery", progress, advance
             )
         seconds["calibrating"] = time.monotonic() - started
         started = time.monotonic()

@@ -117,12 +117,16 @@ class ModelTable(_Table):
 class DataTable(_Table):
     """`[data]`: what the model is shown; every set is read by `calibration.sources`.
 
+    `statistics` is a file that `edge-export calibrate` made of this model: its ranges are used, and `calibration` is
+    then only needed by recovery methods and by formats with tensors of their own.
+
     `training` is what `[[compress]]` trains on and `validation` what chooses its best epoch (without one, a
     tenth of `training` is held out); `evaluation` judges what ships and is never trained on.
     """
 
     calibration: Mapping[str, Any] | None = None
     evaluation: Mapping[str, Any] | None = None
+    statistics: Path | None = None
     training: Mapping[str, Any] | None = None
     validation: Mapping[str, Any] | None = None
     preprocess: Mapping[str, Any] | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from exporter.calibrating import load_statistics_for
 from exporter.integers.encodings import Encodings
 from exporter.planning import Plan
 from exporter.progress import Progress
@@ -38,14 +39,13 @@ def settle_all(
     calibrated: Callable[[int], None],
     *,
     baseline: float | None = None,
-    statistics: Statistics | None = None,
     climbs: bool = True,
 ) -> tuple[dict[Scheme, Settled], Statistics | None]:
     """Return how each scheme of `plan` is stored, and what calibration saw of the float graph `onnx`.
 
     `folder` is scratch that outlives the artifacts; `calibrated` is told how many samples were seen; `baseline` is
-    the score that drops are counted from (default: that of `onnx`); `statistics` were collected before;
-    without `climbs` the recipe's budget is left to whoever asks. Raises `GateError` (14) for a budget that cannot be kept.
+    the score that drops are counted from (default: that of `onnx`); without `climbs` the recipe's budget is left to
+    whoever asks. Raises `GateError` (14) for a budget that cannot be kept, and what loading statistics raises.
     """
     table = plan.recipe.quantize
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,8 +72,11 @@ def settle_all(
         settled=source.ranges,
         collecting=calibrated,
     )
-    if statistics is not None:
-        calibrator.remember(model, statistics)
+    if plan.recipe.data.statistics is not None:
+        collected = load_statistics_for(
+            plan.recipe.resolve(plan.recipe.data.statistics), onnx, observable(model, table.keep)
+        )
+        calibrator.remember(model, collected)
     recovering = Recovering(
         model=model,
         onnx=onnx,

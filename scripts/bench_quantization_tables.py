@@ -40,6 +40,8 @@ _REASONS = """## Why the rows differ
   networks, Softmax and LayerNormalization in float.
 - `MatMulNBitsQuantizer` takes MatMul with a constant right operand; Gemm and Conv stay float (0 % integers in the
   convolutional networks). Ours takes Gemm and embedding tables too, and stores convolutions as int8.
+- int4 against int8 weights: half the bytes are read, and every weight is unpacked before it is multiplied. One token
+  at a time waits for memory, and int4 is faster; 128 tokens at once are bound by arithmetic, and int8 is.
 - NNCF leaves squeeze-excite branches in float, by a pattern of its own: fewer integers, larger files.
 - Where a file of onnxruntime's is larger at the same share of integers, names and a scale and a zero point for every
   operator take the bytes; the networks are small, so this shows.
@@ -220,10 +222,13 @@ def _judged_sizes(outcomes: Outcomes, sources: Mapping[str, Outcome]) -> Iterato
         yield _verdict(
             f"{name} int4, block 128, at most {limit} MB", size, lambda v, m=limit: v <= m, "{:.1f} MB"
         )  # type: ignore[misc]
-        times = sources.get(name, {}).get("p50_ms", {})
-        if {"ours-int4-b128", "ours-weight-int8"} <= times.keys():
-            ratio = times["ours-weight-int8"] / times["ours-int4-b128"]
-            yield _verdict(f"{name} int4 faster than its int8 weights", ratio, lambda v: v > 1, "{:.2f}×")
+        for key, what in (("p50_ms", "128 tokens"), ("one_token_ms", "one token")):
+            times = sources.get(name, {}).get(key, {})
+            if {"ours-int4-b128", "ours-weight-int8"} <= times.keys():
+                ratio = times["ours-weight-int8"] / times["ours-int4-b128"]
+                yield _verdict(
+                    f"{name} int4 faster than its int8 weights, {what}", ratio, lambda v: v > 1, "{:.2f}×"
+                )
     key = "bert-base/ours-int8-auto"
     yield _verdict(
         "bert-base, 16 samples, peak at most 2500 MB",

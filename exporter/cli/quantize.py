@@ -66,7 +66,10 @@ _SOURCES = ("npz", "npy", "text", "python")
 )
 @click.option("--conv-int4", is_flag=True, help="Store convolutions in four bits too (smaller, not faster).")
 @click.option(
-    "--statistics", type=click.Path(path_type=Path), metavar="FILE", help="From edge-export calibrate."
+    "--statistics",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="From edge-export calibrate, instead of --data.",
 )
 @click.option("--min-sqnr-db", type=float, metavar="DB", help="Fidelity floor. Default: 10.")
 @click.option(
@@ -137,7 +140,9 @@ def _request(model: Path, out: Path, given: Mapping[str, Any]) -> Quantizing:
     }
     if given["keep_from"] is not None:
         quantize["keep_from"] = str(given["keep_from"])
-    return Quantizing(model, out, data, quantize, given["statistics"], given["min_sqnr_db"])
+    if given["statistics"] is not None:
+        data["statistics"] = str(given["statistics"])
+    return Quantizing(model, out, data, quantize, given["min_sqnr_db"])
 
 
 def _table(path: str, source: str | None, **more: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from exporter.state_dict import is_torchscript, load_weights, require_sane_weigh
 from exporter.user_code import said
 
 if TYPE_CHECKING:
+    import onnx
     import torch
 
 
@@ -112,6 +113,7 @@ def _load_onnx_source(plan: Plan) -> SourceModel:
             f"{path} is quantised already: it holds {quantized}",
             fix="give the float model that it was made from",
         )
+    _refuse_bfloat16(proto, path)
     inputs, outputs = tensor_specs(proto)
     declared = {table.name: table.spec() for table in recipe.model.inputs}
     for name in declared:
@@ -125,6 +127,18 @@ def _load_onnx_source(plan: Plan) -> SourceModel:
     inputs = tuple(declared.get(spec.name, spec) for spec in inputs)
     axes = recipe.model.axis_sizes(inputs)
     return _with_example(recipe.model.name, None, path, inputs, tuple(s.name for s in outputs), axes)
+
+
+def _refuse_bfloat16(proto: onnx.ModelProto, path: Path) -> None:
+    """Raise `UnsupportedError` for weights in bfloat16, which CPU runtimes store but do not compute with."""
+    from onnx import TensorProto
+
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == TensorProto.BFLOAT16:
+            raise UnsupportedError(
+                f"{path}: weight {tensor.name} is bfloat16, which no CPU runtime here computes with",
+                fix="export the model in float32",
+            )
 
 
 def _require_same_kind(declared: TensorSpec, found: TensorSpec, path: Path) -> None:

@@ -102,7 +102,11 @@ def test_methods_are_applied_in_the_order_given(call: Call, tiny_onnx: Path, dat
 
 
 def test_kept_layers_come_from_options_and_from_a_file(call: Call, tiny_onnx: Path, data: Path) -> None:
-    Path("keep.txt").write_text("# spared by an earlier run\nGemm_3\n")
+    model = make_tiny()
+    for node in model.graph.node:
+        node.name = f"the_{node.op_type}"
+    onnx.save(model, tiny_onnx)
+    Path("keep.txt").write_text("# spared by an earlier run\nthe_Gemm\n")
     result = call(
         "quantize", tiny_onnx, "--data", data, "--keep-from", "keep.txt", "-o", "out.onnx", "--json"
     )
@@ -111,9 +115,9 @@ def test_kept_layers_come_from_options_and_from_a_file(call: Call, tiny_onnx: Pa
     assert left == {"Gemm: kept in float by the recipe": 1}
     Path("out.onnx").unlink()
     refused(
-        call("quantize", tiny_onnx, "--data", data, "--keep", "Gem", "-o", "out.onnx"),
+        call("quantize", tiny_onnx, "--data", data, "--keep", "the_Gem", "-o", "out.onnx"),
         2,
-        "'Gem' matches no operator",
+        "'the_Gem' matches no operator",
     )
 
 
@@ -165,7 +169,7 @@ def test_half_precision_models_are_refused_by_name(call: Call, data: Path, kind:
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), "half.onnx"
     )
     result = call("quantize", "half.onnx", "--data", data, "--scheme", "weight_only_wi8", "-o", "out.onnx")
-    refused(result, 12, "float16")
+    refused(result, 12, "bfloat16" if kind == TensorProto.BFLOAT16 else "float16")
 
 
 def test_a_quantised_model_is_refused_by_name(call: Call, tiny_onnx: Path, data: Path) -> None:
@@ -197,7 +201,7 @@ def test_an_empty_graph_and_one_without_products(call: Call, data: Path) -> None
 
 @pytest.mark.parametrize(
     ("fault", "exit_code", "mention"),
-    [("nan", 13, "nan"), ("inf", 13, "inf"), ("none", 13, ""), ("shape", 13, "image"), ("name", 13, "image")],
+    [("nan", 13, "NaN"), ("inf", 13, "Inf"), ("none", 13, ""), ("shape", 13, "image"), ("name", 13, "image")],
 )
 def test_bad_samples_are_named(call: Call, tiny_onnx: Path, fault: str, exit_code: int, mention: str) -> None:
     images = np.random.default_rng(0).standard_normal((6, 1, 8, 8)).astype(np.float32)

@@ -156,7 +156,7 @@ def test_the_table_says_which_bounds_hold(scripts: SimpleNamespace) -> None:
     assert "max_drop 0, ends with 1 operators in float: +0.00 points, **holds**." in text
     assert "auto 98.00; left in float: `head`" in text
     assert "bert-base int4, block 128, at most 59.5 MB: 57.4 MB, **holds**." in text
-    assert "int4 faster than its int8 weights: 1.20×, **holds**." in text
+    assert "int4 faster than its int8 weights, 128 tokens: 1.20×, **holds**." in text
     assert "at most 40 s: 41 s, **does not hold**." in text
     assert "gpt2 int4, block 128, at most 68.0 MB: not measured." in text
 

@@ -42,6 +42,8 @@ _REASONS = """## Why the rows differ
   convolutional networks). Ours takes Gemm and embedding tables too, and stores convolutions as int8.
 - int4 against int8 weights: half the bytes are read, and every weight is unpacked before it is multiplied. One token
   at a time waits for memory, and int4 is faster; 128 tokens at once are bound by arithmetic, and int8 is.
+- NNCF stores activations as unsigned integers, which x86 with VNNI multiplies much faster than signed ones and ARM
+  does not; the same form of ours is `static_wi8_ai8_u`.
 - NNCF leaves squeeze-excite branches in float, by a pattern of its own: fewer integers, larger files.
 - Where a file of onnxruntime's is larger at the same share of integers, names and a scale and a zero point for every
   operator take the bytes; the networks are small, so this shows.

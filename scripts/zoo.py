@@ -156,11 +156,11 @@ def fill(name: str, cell: str, work: Path, source: dict[str, Any]) -> dict[str, 
 
 def _request(request: dict[str, Any]) -> Any:
     import onnx_ir as ir
-    from exporter.stages.quantize.ranges import choose_ranges
 
     from calibration.statistics import Statistics
     from exporter.formats.base import ProduceRequest
     from exporter.integers.encodings import PLAIN, Encodings
+    from exporter.stages.quantize.ranges import choose_ranges
 
     work, source = Path(request["work"]), request["source"]
     spec = ArtifactSpec.parse(request["cell"])

@@ -20,7 +20,7 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -196,38 +196,38 @@ def command_of(row: Row, cache: Path, out: Path) -> list[str]:
     return [*command, "--transformer"] if row.case.is_transformer else command
 
 
+_WATCH = """
+import json, resource, subprocess, sys
+child = subprocess.Popen(sys.argv[3:])
+try:
+    status = child.wait(float(sys.argv[2]))
+except subprocess.TimeoutExpired:
+    child.kill()
+    status = child.wait()
+with open(sys.argv[1], "w") as file:
+    json.dump([status, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss], file)
+"""
+"""A process's peak begins with that of the one that started it: only below a small process is it its own."""
+
+
 def run_program(command: Sequence[str], limit_s: float) -> dict[str, Any]:
     """Run `command` and return its exit status, output, seconds and peak resident MB (of its children too)."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-    started = time.monotonic()
-    child = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-    said = {"stdout": "", "stderr": ""}
-
-    def drain(name: str, stream: Any) -> None:
-        with stream:
-            said[name] = stream.read()
-
-    readers = [
-        threading.Thread(target=drain, args=item)
-        for item in (("stdout", child.stdout), ("stderr", child.stderr))
-    ]
-    watch = threading.Timer(limit_s, child.kill)
-    for thread in (*readers, watch):
-        thread.start()
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    watch.cancel()
-    for thread in readers:
-        thread.join()
-    seconds = time.monotonic() - started
-    return {"rc": child.returncode, **said, "seconds": seconds, "peak_mb": usage.ru_maxrss * 1024 / 1e6}
+    with tempfile.NamedTemporaryFile("r") as told:
+        watch = [sys.executable, "-I", "-c", _WATCH, told.name, str(limit_s), *command]
+        started = time.monotonic()
+        ran = subprocess.run(
+            watch, capture_output=True, text=True, env=environment, start_new_session=True, check=False
+        )
+        seconds = time.monotonic() - started
+        status, kilobytes = json.load(told)
+    return {
+        "rc": status,
+        "stdout": ran.stdout,
+        "stderr": ran.stderr,
+        "seconds": seconds,
+        "peak_mb": kilobytes * 1024 / 1e6,
+    }
 
 
 def failure_of(ran: Mapping[str, Any], limit_s: float) -> str:

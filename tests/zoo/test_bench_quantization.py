@@ -59,14 +59,14 @@ def test_rows_are_distinct_and_full_size_ones_are_only_measured_when_asked(scrip
 
 
 def test_our_rows_are_commands_that_the_command_line_knows(scripts: SimpleNamespace, tmp_path: Path) -> None:
+    from exporter.cli import main
     from exporter.cli.quantize import command
 
     for row in scripts.rows.rows():
         typed = scripts.bench.command_of(row, tmp_path, tmp_path / "out.onnx")
         if row.way.tool == scripts.rows.OURS:
-            given = command.make_context(
-                "quantize", typed[typed.index("quantize") + 1 :], resilient_parsing=False
-            )
+            arguments = typed[typed.index("quantize") + 1 :]
+            given = command.make_context("quantize", arguments, **main.context_settings)
             assert given.params["out"] == tmp_path / "out.onnx"
 
 

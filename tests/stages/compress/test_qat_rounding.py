@@ -129,7 +129,8 @@ def test_weights_in_blocks_are_the_exporters_also_after_they_changed(bits, block
     part = BlockRows(block, bits)
     for _ in range(2):
         weight = rng.normal(0, 1, (7, 150)).astype(np.float32)
-        want = dequantize_blocks(quantize_blocks(weight, block, bits, symmetric=bits == 8))
+        fitting = kernel_block(150, block)  # what `quantize` stores: 150 wide rows waste most of a second 128
+        want = dequantize_blocks(quantize_blocks(weight, fitting, bits, symmetric=bits == 8))
         for _ in range(2):
             np.testing.assert_array_equal(part(torch.from_numpy(weight)).numpy(), want)
 

@@ -29,7 +29,7 @@ def replay_bundle(bundle: Path, *, progress: Progress) -> dict[str, Any]:
     manifest = read_manifest(bundle)
     with progress.step("hashing files"):
         hashed = check_manifest(bundle)
-    entries, tolerances, samples = _read_golden(bundle, manifest)
+    entries, tolerances, samples = read_golden(bundle, manifest)
     verdicts = []
     with progress.step("replaying golden vectors", len(entries)) as advance:
         for number, entry in enumerate(entries, start=1):
@@ -56,16 +56,16 @@ def replay_bundle(bundle: Path, *, progress: Progress) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class BundleEntry:
     """One artifact as the manifest lists it."""
 
     spec: ArtifactSpec
     file: str
 
 
-def _read_golden(
+def read_golden(
     bundle: Path, manifest: Mapping[str, Any]
-) -> tuple[list[_Entry], dict[str, float], list[Mapping[str, Any]]]:
+) -> tuple[list[BundleEntry], dict[str, float], list[Mapping[str, Any]]]:
     """Return a bundle's artifacts, their tolerances by file, and its golden samples.
 
     Digests only say that these documents are what was written: they may have been written by anybody.
@@ -81,7 +81,7 @@ def _read_golden(
     try:
         golden = json.loads((bundle / "golden" / "golden.json").read_text(encoding="utf-8"))
         entries = [
-            _Entry(ArtifactSpec.parse(entry["artifact"]), str(entry["file"]))
+            BundleEntry(ArtifactSpec.parse(entry["artifact"]), str(entry["file"]))
             for entry in manifest["artifacts"]
         ]
         tolerances = {str(file): float(limits["max_abs"]) for file, limits in golden["tolerance"].items()}
@@ -103,7 +103,7 @@ def _read_golden(
 
 
 def _replay(
-    bundle: Path, entry: _Entry, samples: Sequence[Mapping[str, Any]], tolerance: float | None
+    bundle: Path, entry: BundleEntry, samples: Sequence[Mapping[str, Any]], tolerance: float | None
 ) -> dict[str, Any]:
     verdict = {"file": entry.file, "artifact": str(entry.spec), "runtime": None, "passed": None, "note": ""}
     if entry.spec.format is Format.MLPACKAGE:

@@ -31,6 +31,7 @@ COMMANDS: tuple[str, ...] = (
     "calibrate",
     "tune",
     "validate",
+    "bench",
     "students",
     "targets",
     "schema",

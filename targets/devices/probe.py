@@ -1,0 +1,601 @@
+"""The program that runs on the device: it gets a model, measures it and leaves nothing behind.
+
+It arrives on standard input together with the files, runs under any Python from 3.9 with numpy and a runtime, and
+answers in lines of `EDGE1 {json}` on standard output; everything else there is noise and is ignored. Each model, runtime
+and number of threads is loaded in a process of its own, and all of them are timed in blocks that take turns, so that
+heat and other programs hit all alike. Around every block the board is asked whether it was throttled; a block that was
+counts for nothing, and is repeated after a pause.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+Json = dict[str, Any]
+Say = Callable[[Json], None]
+
+MARK = "EDGE1 "
+BEAT_SECONDS = 3.0
+SPARE_BYTES = 16_000_000
+LITERT_MODULES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
+RUNTIMES_OF = {"onnx": ("onnxruntime",), "ort": ("onnxruntime",), "tflite": ("litert",)}
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+THROTTLED_NOW = 0xF
+THROTTLED_SINCE_BOOT = 0xF0000
+
+
+class ProbeError(Exception):
+    """Why nothing could be measured; `kind` is device, timeout or integrity."""
+
+    def __init__(self, cause: str, fix: str, kind: str = "device") -> None:
+        super().__init__(cause)
+        self.event = {"event": "error", "kind": kind, "cause": cause, "fix": fix}
+
+
+# -- what the board says of itself --
+
+
+class Board:
+    """The device's own figures, read below `root` (`/` but in tests); what it does not tell is None."""
+
+    def __init__(self, root: str = "/") -> None:
+        self.root = Path(root)
+
+    def describe(self) -> Json:
+        """Return what stays the same during a measurement."""
+        cpus = [entry for entry in (self._text("proc/cpuinfo") or "").split("\n\n") if entry.strip()]
+        told: dict[str, str] = {}
+        for line in (line for entry in cpus for line in entry.splitlines()):
+            key, _, value = line.partition(":")
+            told.setdefault(key.strip().lower(), value.strip())
+        memory = (self._text("proc/meminfo") or "").partition("MemTotal:")[2].split()
+        return {
+            "board": (self._text("proc/device-tree/model") or "").strip("\0 \n") or None,
+            "cpu": told.get("model name") or told.get("cpu part"),
+            "cores": os.cpu_count(),
+            "features": sorted((told.get("features") or told.get("flags") or "").split()),
+            "machine": platform.machine(),
+            "kernel": platform.release(),
+            "python": platform.python_version(),
+            "memory_mb": round(int(memory[0]) * 1024 / 1e6) if memory else None,
+        }
+
+    def state(self) -> Json:
+        """Return what may change from block to block: clock, governor, temperature, throttling."""
+        clock = self._number("sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
+        heat = self._number("sys/class/thermal/thermal_zone0/temp")
+        return {
+            "governor": (self._text("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "").strip()
+            or None,
+            "clock_mhz": None if clock is None else clock / 1e3,
+            "temperature_c": None if heat is None else heat / 1e3,
+            "throttled": self._throttled(),
+            "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        }
+
+    def _throttled(self) -> int | None:
+        """Return the bits of `vcgencmd get_throttled`, or None where there is no such command."""
+        command = shutil.which("vcgencmd")
+        if command is None:
+            return None
+        try:
+            answer = subprocess.run(
+                [command, "get_throttled"], capture_output=True, text=True, timeout=10, check=False
+            )
+            return int(answer.stdout.strip().rpartition("=")[2], 16)
+        except (OSError, ValueError, subprocess.TimeoutExpired):
+            return None
+
+    def _text(self, relative: str) -> str | None:
+        try:
+            return (self.root / relative).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+
+    def _number(self, relative: str) -> float | None:
+        try:
+            return float((self._text(relative) or "").strip())
+        except ValueError:
+            return None
+
+
+def was_throttled(before: Json, after: Json) -> bool | None:
+    """Return whether the clock was held back between two states; None where the board cannot say."""
+    if before["throttled"] is None or after["throttled"] is None:
+        return None
+    held = (before["throttled"] | after["throttled"]) & THROTTLED_NOW
+    newly = (after["throttled"] & ~before["throttled"]) & THROTTLED_SINCE_BOOT
+    return bool(held or newly)
+
+
+# -- one model in one runtime: the worker process --
+
+
+class OnnxModel:
+    """A `.onnx` or `.ort` file in onnxruntime on the CPU, as an app would load it."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        runtime = importlib.import_module("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3
+        self.version = runtime.__version__
+        self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._outputs = [item.name for item in self._session.get_outputs()]
+
+    def prepare(self, tensors: Json) -> Any:
+        """Return `tensors` as `run` takes them."""
+        return {item.name: tensors[item.name] for item in self._session.get_inputs()}
+
+    def run(self, prepared: Any) -> Any:
+        """Do what is timed."""
+        return self._session.run(None, prepared)
+
+    def named(self, results: Any) -> Json:
+        """Return results by name."""
+        return {name: results[index] for index, name in enumerate(self._outputs)}
+
+
+class LitertModel:
+    """A `.tflite` file in LiteRT, or the older tflite-runtime, on the CPU."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        name, module = import_litert()
+        from importlib.metadata import version
+
+        self.version = version(name)
+        self._interpreter = module.Interpreter(model_path=str(path), num_threads=threads)
+        self._interpreter.allocate_tensors()
+        signatures = list(self._interpreter.get_signature_list())
+        if len(signatures) == 1:
+            runner = self._interpreter.get_signature_runner(signatures[0])
+            self._inputs, self._outputs = runner.get_input_details(), runner.get_output_details()
+        else:
+            self._inputs = {item["name"]: item for item in self._interpreter.get_input_details()}
+            self._outputs = {item["name"]: item for item in self._interpreter.get_output_details()}
+
+    def prepare(self, tensors: Json) -> Any:
+        """Return `tensors` as `run` takes them: by index, in the file's own dtype."""
+        return [
+            (detail["index"], tensors[name].astype(detail["dtype"])) for name, detail in self._inputs.items()
+        ]
+
+    def run(self, prepared: Any) -> Any:
+        """Do what is timed."""
+        for index, tensor in prepared:
+            self._interpreter.set_tensor(index, tensor)
+        self._interpreter.invoke()
+        return [self._interpreter.get_tensor(detail["index"]) for detail in self._outputs.values()]
+
+    def named(self, results: Any) -> Json:
+        """Return results by name."""
+        return {name: results[index] for index, name in enumerate(self._outputs)}
+
+
+def import_litert() -> tuple[str, Any]:
+    """Return the distribution and module of whichever LiteRT is installed."""
+    for name in LITERT_MODULES:
+        try:
+            return name.partition(".")[0].replace("_", "-"), importlib.import_module(name)
+        except ImportError:
+            continue
+    raise ImportError("neither ai-edge-litert nor tflite-runtime is installed")
+
+
+def work() -> None:
+    """Serve one model over standard input and output: `load`, then `block` as often as asked."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # runtimes write to standard output when they please
+    model = feed = None
+    for line in sys.stdin:
+        order = json.loads(line)
+        try:
+            if order["do"] == "load":
+                model, feed, answer = load(order)
+            else:
+                answer = {"times_us": block(model, feed, order["seconds"], order["runs"])}
+        except Exception as error:  # noqa: BLE001 - the runtimes raise types of their own
+            answer = {"failed": (str(error).strip().splitlines() or [type(error).__name__])[0][:300]}
+        answer["peak_rss_mb"] = peak_rss_mb()
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def load(order: Json) -> tuple[Any, Any, Json]:
+    """Return the loaded model, the feed that is timed, and how long it took and how true it answers."""
+    import numpy as np
+
+    if order["runtime"] == "onnxruntime":
+        importlib.import_module("onnxruntime")  # loading a model is timed, loading Python is not
+        kind: type[OnnxModel | LitertModel] = OnnxModel
+    else:
+        import_litert()
+        kind = LitertModel
+    began = time.perf_counter_ns()
+    model = kind(order["path"], order["threads"])
+    loaded = time.perf_counter_ns()
+    samples = [
+        (
+            {name: np.load(path, allow_pickle=False) for name, path in sample["inputs"].items()},
+            {name: np.load(path, allow_pickle=False) for name, path in sample["outputs"].items()},
+        )
+        for sample in order["samples"]
+    ]
+    feed = model.prepare(samples[0][0])
+    ready = time.perf_counter_ns()
+    model.run(feed)
+    first = time.perf_counter_ns()
+    largest = 0.0
+    for inputs, expected in samples:
+        answers = model.named([np.array(value) for value in model.run(model.prepare(inputs))])
+        for name, want in expected.items():
+            if answers[name].shape != want.shape:
+                raise ValueError(f"output {name} has shape {answers[name].shape}, {want.shape} was recorded")
+            error = np.abs(answers[name].astype(np.float64) - want.astype(np.float64))
+            # A NaN compares as within every tolerance; it must fail instead.
+            largest = max(
+                largest, float(error.max(initial=0.0)) if np.isfinite(error).all() else float("inf")
+            )
+    return (
+        model,
+        feed,
+        {
+            "version": model.version,
+            "load_ms": (loaded - began) / 1e6,
+            "first_ms": (first - ready) / 1e6,
+            "max_abs_error": largest if largest != float("inf") else None,
+        },
+    )
+
+
+def block(model: Any, feed: Any, seconds: float, runs: int) -> list[float]:
+    """Return the microseconds of single inferences, for `seconds` or `runs` of them, whichever is later."""
+    model.run(feed)  # the others had the caches meanwhile
+    clock, run = time.perf_counter_ns, model.run
+    times: list[float] = []
+    end = clock() + int(seconds * 1e9)
+    while len(times) < runs or clock() < end:
+        began = clock()
+        run(feed)
+        times.append((clock() - began) / 1e3)
+    return times
+
+
+def peak_rss_mb() -> float | None:
+    """Return the most resident memory this process has had; None where the kernel does not tell."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    told = status.partition("VmHWM:")[2].split()
+    return int(told[0]) * 1024 / 1e6 if told else None
+
+
+# -- the conversation --
+
+
+class Speaker:
+    """Lines to the host, whole ones, from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def say(self, event: Json) -> None:
+        """Send one event."""
+        with self._lock:
+            sys.stdout.write(MARK + json.dumps(event) + "\n")
+            sys.stdout.flush()
+
+    def beat(self) -> None:
+        """Say for ever that this device lives; end the program if nobody listens."""
+        while True:
+            time.sleep(BEAT_SECONDS)
+            try:
+                self.say({"event": "alive"})
+            except OSError:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+
+def end_with_the_link() -> None:
+    """End the program when the host's side of standard input closes: it went away."""
+    while os.read(
+        0, 4096
+    ):  # not sys.stdin: a thread that waits in there holds its lock when the program ends
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Worker:
+    """A worker process and what is known of it."""
+
+    def __init__(self, program: Path, entry: Json, runtime: str, threads: int) -> None:
+        self.entry, self.runtime, self.threads = entry, runtime, threads
+        self.facts: Json = {}
+        self.blocks: list[Json] = []
+        self.times: list[float] = []
+        self._child = subprocess.Popen(
+            [sys.executable, str(program), "worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._orders, self._answers = self._child.stdin, self._child.stdout
+
+    def ask(self, order: Json) -> Json:
+        """Return the worker's answer; `failed` if it has died."""
+        try:
+            self._orders.write(json.dumps(order) + "\n")
+            self._orders.flush()
+            line = self._answers.readline()
+        except OSError:
+            line = ""
+        if line:
+            answer: Json = json.loads(line)
+            return answer
+        status = self._child.wait()
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with exit code {status}"
+        return {"failed": "the process that ran it " + how + (" (out of memory?)" if status == -9 else "")}
+
+    def close(self) -> None:
+        """End the process."""
+        self._child.kill()
+        self._child.wait()
+        for stream in (self._orders, self._answers):
+            with contextlib.suppress(OSError):
+                stream.close()
+
+
+def receive(stream: IO[bytes], folder: Path, files: list[Json]) -> None:
+    """Write the files that follow on `stream`, checking room and digests."""
+    need, room = sum(item["bytes"] for item in files) + SPARE_BYTES, shutil.disk_usage(folder).free
+    if room < need:
+        raise ProbeError(
+            f"{folder.parent} needs {need / 1e6:.0f} MB free, has {room / 1e6:.0f} MB",
+            "free some, or set TMPDIR on the device to a larger disk",
+        )
+    for item in files:
+        path = folder / item["path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest, left = hashlib.sha256(), item["bytes"]
+        with path.open("wb") as out:
+            while left:
+                chunk = stream.read(min(left, 1 << 20))
+                if not chunk:
+                    raise ProbeError("the link broke while {} was sent".format(item["path"]), "try again")
+                digest.update(chunk)
+                out.write(chunk)
+                left -= len(chunk)
+        if digest.hexdigest() != item["sha256"]:
+            raise ProbeError("{} arrived with other bytes".format(item["path"]), "try again", "integrity")
+
+
+def runtimes_here(wanted: list[str], folder: Path) -> tuple[list[str], dict[str, str]]:
+    """Return which runtimes can be imported, each tried in a process of its own, and why others cannot."""
+    tries = {"onnxruntime": "import onnxruntime", "litert": "import probe; probe.import_litert()"}
+    found, missing = [], {}
+    for name in wanted:
+        ran = subprocess.run(
+            [sys.executable, "-c", "import numpy\n" + tries[name]],
+            capture_output=True,
+            text=True,
+            cwd=str(folder),
+            check=False,
+        )
+        if ran.returncode == 0:
+            found.append(name)
+        elif ran.returncode < 0:
+            missing[name] = (
+                f"importing it dies with signal {-ran.returncode}: its wheel is not for this processor"
+            )
+        else:
+            missing[name] = (ran.stderr.strip().splitlines() or ["it cannot be imported"])[-1][:200]
+    return found, missing
+
+
+def start_workers(request: Json, folder: Path, say: Say) -> tuple[list[Worker], list[Json]]:
+    """Return the workers that loaded their model, and why the others did not."""
+    wanted = sorted({name for entry in request["artifacts"] for name in RUNTIMES_OF[entry["format"]]})
+    if request["runtime"]:
+        wanted = [name for name in wanted if name == request["runtime"]]
+    found, missing = runtimes_here(wanted, folder)
+    workers, skipped = [], []
+    for entry in request["artifacts"]:
+        for runtime in (name for name in RUNTIMES_OF[entry["format"]] if name in wanted):
+            if runtime not in found:
+                skipped.append({"file": entry["file"], "runtime": runtime, "why": missing[runtime]})
+                continue
+            for threads in request["threads"]:
+                say({"event": "step", "label": f"load {entry['file']}, threads: {threads}"})
+                worker = Worker(folder / "probe.py", entry, runtime, threads)
+                worker.facts = worker.ask(load_order(entry, runtime, threads, folder))
+                if "failed" in worker.facts:
+                    worker.close()
+                    skipped.append({"file": entry["file"], "runtime": runtime, "why": worker.facts["failed"]})
+                    break
+                workers.append(worker)
+    return workers, skipped
+
+
+def load_order(entry: Json, runtime: str, threads: int, folder: Path) -> Json:
+    """Return what makes a worker load `entry`."""
+    samples = [
+        {
+            part: {name: str(folder / path) for name, path in sample[part].items()}
+            for part in ("inputs", "outputs")
+        }
+        for sample in entry["samples"]
+    ]
+    path = str(folder / entry["path"])
+    return {"do": "load", "path": path, "runtime": runtime, "threads": threads, "samples": samples}
+
+
+def time_in_turns(workers: list[Worker], request: Json, board: Board, say: Say) -> list[tuple[Worker, str]]:
+    """Fill every worker's blocks; a worker that dies is returned with its reason."""
+    failed: list[tuple[Worker, str]] = []
+    for number in range(request["blocks"]):
+        say({"event": "step", "label": f"block {number + 1} of {request['blocks']}"})
+        # Back and forth: what slowly warms the board favours neither end of the list.
+        for worker in workers if number % 2 == 0 else workers[::-1]:
+            if any(worker is dead for dead, _ in failed):
+                continue
+            why = one_block(worker, request, board, say)
+            if why:
+                failed.append((worker, why))
+    return failed
+
+
+def one_block(worker: Worker, request: Json, board: Board, say: Say) -> str | None:
+    """Time one block, again after a pause while the board is throttled; return why the worker failed, or None."""
+    for attempt in range(1 + request["retries"]):
+        if attempt:
+            say({"event": "step", "label": "throttled: cooling for {:g} s".format(request["cool_s"])})
+            time.sleep(request["cool_s"])
+        before = board.state()
+        answer = worker.ask({"do": "block", "seconds": request["block_s"], "runs": request["least_runs"]})
+        if "failed" in answer:
+            return str(answer["failed"])
+        after = board.state()
+        throttled = was_throttled(before, after)
+        worker.facts["peak_rss_mb"] = answer["peak_rss_mb"]
+        times = answer["times_us"]
+        worker.blocks.append(
+            {
+                "p50_ms": statistics.median(times) / 1e3,
+                "runs": len(times),
+                "before": before,
+                "after": after,
+                "throttled": throttled,
+                "counted": not throttled,
+            }
+        )
+        if not throttled:
+            worker.times.extend(times)
+            return None
+    return None
+
+
+def measurement(worker: Worker) -> Json:
+    """Return one worker's figures; those of time are None if every block was throttled."""
+    times = sorted(worker.times)
+    counted = [item["p50_ms"] for item in worker.blocks if item["counted"]]
+
+    def share(part: float) -> float | None:
+        return times[min(len(times) - 1, int(part * len(times)))] / 1e3 if times else None
+
+    return {
+        "file": worker.entry["file"],
+        "artifact": worker.entry["artifact"],
+        "runtime": worker.runtime,
+        "version": worker.facts["version"],
+        "threads": worker.threads,
+        "load_ms": worker.facts["load_ms"],
+        "first_ms": worker.facts["first_ms"],
+        "p50_ms": statistics.median(times) / 1e3 if times else None,
+        "p90_ms": share(0.9),
+        "p99_ms": share(0.99),
+        "mean_ms": statistics.fmean(times) / 1e3 if times else None,
+        "std_ms": statistics.pstdev(times) / 1e3 if times else None,
+        "per_second": len(times) / (sum(times) / 1e6) if times else None,
+        "runs": len(times),
+        "noise": (max(counted) - min(counted)) / statistics.median(counted) if len(counted) > 1 else None,
+        "peak_rss_mb": worker.facts["peak_rss_mb"],
+        "max_abs_error": worker.facts["max_abs_error"],
+        "throttled": None
+        if all(item["throttled"] is None for item in worker.blocks)
+        else any(item["throttled"] for item in worker.blocks),
+        "blocks": worker.blocks,
+    }
+
+
+def measure(request: Json, folder: Path, say: Say) -> Json:
+    """Return the result of the whole request."""
+    board = Board(request["root"])
+    workers, skipped = start_workers(request, folder, say)
+    try:
+        failed = time_in_turns(workers, request, board, say)
+        skipped += [
+            {"file": worker.entry["file"], "runtime": worker.runtime, "why": why} for worker, why in failed
+        ]
+        dead = [worker for worker, _ in failed]
+        measured = [measurement(worker) for worker in workers if not any(worker is one for one in dead)]
+    finally:
+        for worker in workers:
+            worker.close()
+    return {"device": board.describe(), "measurements": measured, "skipped": skipped}
+
+
+def hold_signals() -> None:
+    """Ignore what would end this program: it is ending."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def leave(*_: Any) -> NoReturn:
+    """End with everything cleaned up, which no second signal may interrupt."""
+    hold_signals()
+    raise SystemExit(1)
+
+
+def serve(source: bytes) -> int:
+    """Answer one request from standard input; `source` is this program's own text."""
+    speaker = Speaker()
+    for number in ENDING:
+        signal.signal(number, leave)
+    folder = None
+    try:
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="edge-export-"))
+        except OSError as error:
+            raise ProbeError(f"no temporary folder: {error}", "free some disk on the device") from None
+        stream = sys.stdin.buffer
+        request = json.loads(stream.read(int(stream.readline())))
+        receive(stream, folder, request["files"])
+        (folder / "probe.py").write_bytes(source)
+        os.environ["TMPDIR"] = str(folder)  # runtimes leave files of their own in it
+        threading.Thread(target=speaker.beat, daemon=True).start()
+        threading.Thread(target=end_with_the_link, daemon=True).start()
+        result = measure(request, folder, speaker.say)
+        hold_signals()  # the host hangs up as soon as it has the answer
+        speaker.say({"event": "result", "result": result})
+        return 0
+    except ProbeError as error:
+        speaker.say(error.event)
+        return 1
+    except OSError as error:
+        speaker.say(
+            {
+                "event": "error",
+                "kind": "device",
+                "cause": str(error),
+                "fix": "free disk or memory on the device",
+            }
+        )
+        return 1
+    finally:
+        hold_signals()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["worker"]:
+    work()

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 from exporter.errors import DeviceError, EdgeError, IntegrityError, TimeLimitError
 from exporter.files import digest
@@ -105,6 +105,9 @@ class _Conversation:
             )
         except FileNotFoundError as error:
             raise DeviceError(f"{command[0]} is not installed", fix=f"install {command[0]}") from error
+        self._orders = cast(IO[bytes], self._child.stdin)
+        self._answers = cast(IO[bytes], self._child.stdout)
+        self._complaints = cast(IO[bytes], self._child.stderr)
         self._lines: queue.Queue[bytes | None] = queue.Queue()
         self._complaint = b""
         self._sign_of_life = time.monotonic()
@@ -153,17 +156,16 @@ class _Conversation:
     def close(self) -> None:
         """Hang up: the probe ends and cleans up when its standard input closes."""
         with contextlib.suppress(OSError, ValueError):
-            if self._child.stdin is not None:
-                self._child.stdin.close()
+            self._orders.close()
         try:
             self._child.wait(timeout=5)
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()
-        for thread, stream in zip(self._readers, (self._child.stdout, self._child.stderr), strict=True):
+        for thread, stream in zip(self._readers, (self._answers, self._complaints), strict=True):
             thread.join(timeout=5)
-            if stream is not None and not thread.is_alive():
+            if not thread.is_alive():
                 stream.close()
 
     def _feed(self, head: bytes, parcels: Sequence[Parcel]) -> None:
@@ -175,24 +177,21 @@ class _Conversation:
                         self._write(chunk)
 
     def _write(self, data: bytes) -> None:
-        assert self._child.stdin is not None
-        self._child.stdin.write(data)
-        self._child.stdin.flush()
+        self._orders.write(data)
+        self._orders.flush()
         self._sign_of_life = time.monotonic()
 
     def _listen(self) -> None:
-        assert self._child.stdout is not None
         with contextlib.suppress(OSError, ValueError):
-            while line := self._child.stdout.readline(_LONGEST_LINE):
+            while line := self._answers.readline(_LONGEST_LINE):
                 if line.startswith(_MARK):
                     self._sign_of_life = time.monotonic()
                     self._lines.put(line[len(_MARK) :])
         self._lines.put(None)
 
     def _collect(self) -> None:
-        assert self._child.stderr is not None
         with contextlib.suppress(OSError, ValueError):
-            while chunk := self._child.stderr.readline(_COMPLAINT_BYTES):
+            while chunk := self._complaints.readline(_COMPLAINT_BYTES):
                 self._complaint = (self._complaint + chunk)[-_COMPLAINT_BYTES:]
 
 

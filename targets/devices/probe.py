@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, cast
 
 Json = dict[str, Any]
 Say = Callable[[Json], None]
@@ -337,9 +337,8 @@ class Worker:
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        self._orders, self._answers = self._child.stdin, self._child.stdout
+        self._orders = cast(IO[str], self._child.stdin)
+        self._answers = cast(IO[str], self._child.stdout)
 
     def ask(self, order: Json) -> Json:
         """Return the worker's answer; `failed` if it has died."""

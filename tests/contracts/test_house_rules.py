@@ -12,11 +12,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("exporter", "targets", "calibration")
+# Programs that run elsewhere stand on their own: those shipped in bundles, and the one that is sent to devices.
+ELSEWHERE = ("targets/templates/", "targets/devices/probe.py")
 MODULES = sorted(
     path
     for package in PACKAGES
     for path in (ROOT / package).rglob("*.py")
-    if "templates" not in path.parts  # scripts shipped in bundles stand on their own
+    if not path.relative_to(ROOT).as_posix().startswith(ELSEWHERE)
 )
 EXITS = {("sys", "exit"), ("os", "_exit"), ("os", "abort")}
 # The child of `isolation` skips interpreter teardown, where native libraries are known to crash.

@@ -16,7 +16,7 @@ from exporter.golden import read_array
 from exporter.manifest import check_manifest, read_manifest
 from exporter.progress import Progress
 from exporter.replay import BundleEntry, read_golden
-from targets.devices import Device
+from targets.devices import Device, EmulatedDevice
 from targets.devices.base import Parcel, converse
 from targets.devices.results import Measurement, Results
 
@@ -56,7 +56,7 @@ def bench_bundle(bundle: Path, device: Device, wishes: Wishes, *, progress: Prog
     request = {
         "format": RESULT_FORMAT,
         "artifacts": [_artifact(entry, samples) for entry in runnable],
-        "threads": sorted(set(wishes.threads)),
+        "threads": [1] if isinstance(device, EmulatedDevice) else sorted(set(wishes.threads)),
         "runtime": wishes.runtime,
         "blocks": _BLOCKS,
         "block_s": wishes.duration_s / _BLOCKS,
@@ -173,6 +173,11 @@ def _report(
     tolerances: Mapping[str, float],
 ) -> dict[str, Any]:
     fastest = _fastest(results.measurements)
+    fewest = min(
+        (item for item in results.measurements if item.instructions_m is not None),
+        key=lambda item: item.instructions_m or 0.0,
+        default=None,
+    )
     measurements = [
         {
             **item.model_dump(mode="json"),
@@ -202,6 +207,7 @@ def _report(
         "fastest": None
         if fastest is None
         else {"file": fastest.file, "runtime": fastest.runtime, "threads": fastest.threads},
+        "fewest_instructions": None if fewest is None else {"file": fewest.file, "runtime": fewest.runtime},
     }
 
 

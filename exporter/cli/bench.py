@@ -18,9 +18,15 @@ _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "": 1.0}
 _LONGEST_S, _MOST_THREADS = 3600.0, 256
 
 
-@click.command("bench", short_help="Measure a bundle on this host or on a Raspberry Pi over ssh.")
+@click.command("bench", short_help="Measure a bundle on this host, a Raspberry Pi or an emulated core.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--on", "where", required=True, metavar="WHERE", help="local, or ssh://[USER@]HOST[:PORT].")
+@click.option(
+    "--on",
+    "where",
+    required=True,
+    metavar="WHERE",
+    help="local, ssh://[USER@]HOST[:PORT], or emulated:cortex-a53|a72|a76.",
+)
 @click.option(
     "--artifact", "files", multiple=True, metavar="A", help="Only this file or artifact; repeatable."
 )
@@ -59,6 +65,9 @@ def command(
 
     The device needs Python 3.9 with numpy and onnxruntime or ai-edge-litert; nothing is installed and nothing is left
     behind. A block in which the board was throttled counts for nothing and is repeated.
+
+    An emulated core runs the real aarch64 runtimes and gives the number of ARM instructions of one inference, never a
+    time. Its first use downloads about 100 MB from Debian and PyPI into ~/.cache/edge-exporter.
     """
     counts, seconds = read_threads(threads), read_duration(duration)
     with console.work() as (progress, _):
@@ -66,7 +75,7 @@ def command(
             from exporter.benching import Wishes, bench_bundle, require_parity
             from exporter.files import write_json
             from targets.devices import SshOptions, open_device
-        device = open_device(where, SshOptions(ssh_config, python))
+        device = open_device(where, SshOptions(ssh_config, python), progress.say)
         report = bench_bundle(bundle, device, Wishes(counts, seconds, runtime, files), progress=progress)
         if out is not None:
             write_json(out, report)
@@ -104,6 +113,9 @@ def _show(console: Console, report: Mapping[str, Any]) -> None:
         f"{name}, kernel {device['kernel']}, {', '.join(versions)}",
     )
     console.answer()
+    if any(item["instructions_m"] is not None for item in report["measurements"]):
+        _show_counts(console, report)
+        return
     columns = (
         Column("artifact", fold=False),
         Column("runtime", fold=False),
@@ -125,6 +137,28 @@ def _show(console: Console, report: Mapping[str, Any]) -> None:
         notes.append("blocks were throttled (heat or voltage): their times were thrown away")
     if report["measurements"] and all(item["throttled"] is None for item in report["measurements"]):
         notes.append("this device cannot say whether it was throttled")
+    console.answer_list("notes", notes)
+
+
+def _show_counts(console: Console, report: Mapping[str, Any]) -> None:
+    columns = (
+        Column("artifact", fold=False),
+        Column("runtime", fold=False),
+        Column("million\ninstructions", right=True, fold=False),
+        Column("answers", fold=False),
+    )
+    rows = [
+        [
+            item["artifact"],
+            item["runtime"],
+            f"{item['instructions_m']:.2f}",
+            "same" if item["parity"]["passed"] else "WRONG",
+        ]
+        for item in report["measurements"]
+    ]
+    console.answer_table(columns, rows)
+    notes = ["instructions of one inference with one thread; how long they take, only a board can say"]
+    notes += [f"{item['file']}: did not run: {item['why']}" for item in report["skipped"]]
     console.answer_list("notes", notes)
 
 

@@ -34,6 +34,8 @@ MARK = "EDGE1 "
 BEAT_SECONDS = 3.0
 SPARE_BYTES = 16_000_000
 LITERT_MODULES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
+COUNTER_MAGIC = 0x45444745
+COUNTED_RUNS = (1, 2, 1, 2)
 RUNTIMES_OF = {"onnx": ("onnxruntime",), "ort": ("onnxruntime",), "tflite": ("litert",)}
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 THROTTLED_NOW = 0xF
@@ -208,6 +210,8 @@ def work() -> None:
         try:
             if order["do"] == "load":
                 model, feed, answer = load(order)
+            elif order["do"] == "count":
+                answer = {"instructions": count(model, feed, order["counts"])}
             else:
                 answer = {"times_us": block(model, feed, order["seconds"], order["runs"])}
         except Exception as error:  # noqa: BLE001 - the runtimes raise types of their own
@@ -277,6 +281,27 @@ def block(model: Any, feed: Any, seconds: float, runs: int) -> list[float]:
     return times
 
 
+def count(model: Any, feed: Any, path: str) -> list[float]:
+    """Return the instructions of one inference, twice: each from two numbers of runs, so that all else subtracts."""
+    model.run(feed)
+    told = []
+    for runs in COUNTED_RUNS:
+        before = instructions(path)
+        for _ in range(runs):
+            model.run(feed)
+        told.append(instructions(path) - before)
+    return [
+        (told[at + 1] - told[at]) / (COUNTED_RUNS[at + 1] - COUNTED_RUNS[at]) for at in range(0, len(told), 2)
+    ]
+
+
+def instructions(path: str) -> int:
+    """Return how many instructions this process has executed, as the emulator's counter wrote it to `path`."""
+    with contextlib.suppress(OSError):  # it is no such process group; the counter listens to the attempt
+        os.getpriority(COUNTER_MAGIC, 0)
+    return int.from_bytes(Path(path).read_bytes(), "little")
+
+
 def peak_rss_mb() -> float | None:
     """Return the most resident memory this process has had; None where the kernel does not tell."""
     try:
@@ -322,16 +347,31 @@ def end_with_the_link() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def python(counts: str | None = None) -> list[str]:
+    """Return the command of a Python here; under an emulator, which may count instructions into the file `counts`."""
+    given = os.environ.get("EDGE_LAUNCHER" if counts is None else "EDGE_COUNTING")
+    if given is None:
+        return [sys.executable]
+    return [part.replace("{counts}", str(counts)) for part in json.loads(given)]
+
+
+def is_emulated() -> bool:
+    """Return whether instructions are counted here and time means nothing."""
+    return "EDGE_COUNTING" in os.environ
+
+
 class Worker:
     """A worker process and what is known of it."""
 
-    def __init__(self, program: Path, entry: Json, runtime: str, threads: int) -> None:
+    def __init__(self, folder: Path, entry: Json, runtime: str, threads: int) -> None:
         self.entry, self.runtime, self.threads = entry, runtime, threads
         self.facts: Json = {}
         self.blocks: list[Json] = []
         self.times: list[float] = []
+        self.instructions: list[float] = []
+        self.counts = str(folder / "counts")
         self._child = subprocess.Popen(
-            [sys.executable, str(program), "worker"],
+            [*python(counts=self.counts), str(folder / "probe.py"), "worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -394,7 +434,7 @@ def runtimes_here(wanted: list[str], folder: Path) -> tuple[list[str], dict[str,
     found, missing = [], {}
     for name in wanted:
         ran = subprocess.run(
-            [sys.executable, "-c", "import numpy\n" + tries[name]],
+            [*python(), "-c", "import numpy\n" + tries[name]],
             capture_output=True,
             text=True,
             cwd=str(folder),
@@ -425,7 +465,7 @@ def start_workers(request: Json, folder: Path, say: Say) -> tuple[list[Worker], 
                 continue
             for threads in request["threads"]:
                 say({"event": "step", "label": f"load {entry['file']}, threads: {threads}"})
-                worker = Worker(folder / "probe.py", entry, runtime, threads)
+                worker = Worker(folder, entry, runtime, threads)
                 worker.facts = worker.ask(load_order(entry, runtime, threads, folder))
                 if "failed" in worker.facts:
                     worker.close()
@@ -493,6 +533,21 @@ def one_block(worker: Worker, request: Json, board: Board, say: Say) -> str | No
     return None
 
 
+def count_all(workers: list[Worker], say: Say) -> list[tuple[Worker, str]]:
+    """Fill every worker's instructions; a worker that dies is returned with its reason."""
+    failed: list[tuple[Worker, str]] = []
+    for worker in workers:
+        say({"event": "step", "label": f"count instructions of {worker.entry['file']}"})
+        answer = worker.ask({"do": "count", "counts": worker.counts})
+        if "failed" in answer:
+            failed.append((worker, answer["failed"]))
+        else:
+            worker.instructions = answer["instructions"]
+            # Neither the emulator's clock nor its memory is the device's.
+            worker.facts.update(load_ms=None, first_ms=None, peak_rss_mb=None)
+    return failed
+
+
 def measurement(worker: Worker) -> Json:
     """Return one worker's figures; those of time are None if every block was throttled."""
     times = sorted(worker.times)
@@ -515,6 +570,7 @@ def measurement(worker: Worker) -> Json:
         "mean_ms": statistics.fmean(times) / 1e3 if times else None,
         "std_ms": statistics.pstdev(times) / 1e3 if times else None,
         "per_second": len(times) / (sum(times) / 1e6) if times else None,
+        "instructions_m": statistics.fmean(worker.instructions) / 1e6 if worker.instructions else None,
         "runs": len(times),
         "noise": (max(counted) - min(counted)) / statistics.median(counted) if len(counted) > 1 else None,
         "peak_rss_mb": worker.facts["peak_rss_mb"],
@@ -528,10 +584,10 @@ def measurement(worker: Worker) -> Json:
 
 def measure(request: Json, folder: Path, say: Say) -> Json:
     """Return the result of the whole request."""
-    board = Board(request["root"])
+    board = Board(os.environ.get("EDGE_ROOT") or request["root"])
     workers, skipped = start_workers(request, folder, say)
     try:
-        failed = time_in_turns(workers, request, board, say)
+        failed = count_all(workers, say) if is_emulated() else time_in_turns(workers, request, board, say)
         skipped += [
             {"file": worker.entry["file"], "runtime": worker.runtime, "why": why} for worker, why in failed
         ]

@@ -45,14 +45,16 @@ class Measurement(_Strict):
     runtime: str
     version: str
     threads: Count
-    load_ms: Amount
-    first_ms: Amount
+    load_ms: Amount | None
+    first_ms: Amount | None
     p50_ms: Amount | None
     p90_ms: Amount | None
     p99_ms: Amount | None
     mean_ms: Amount | None
     std_ms: Amount | None
     per_second: Amount | None
+    instructions_m: Amount | None
+    """Millions of ARM instructions of one inference, on an emulated core only, where there are no times."""
     runs: Count
     noise: Amount | None
     """(largest − smallest) ÷ median of the blocks' medians."""

@@ -80,6 +80,7 @@ def test_figures_are_those_of_numpy(times: list[float]) -> None:
         facts={"version": "1", "load_ms": 1.0, "first_ms": 1.0, "peak_rss_mb": 1.0, "max_abs_error": 0.0},
         blocks=[{"p50_ms": 1.0, "counted": True, "throttled": None}],
         times=times,
+        instructions=[],
     )
     figures = probe.measurement(worker)
     assert figures["p50_ms"] == pytest.approx(np.median(times) / 1e3)

@@ -1,0 +1,91 @@
+"""`edge-export bench` as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from exporter.cli import main
+from exporter.cli.bench import read_duration, read_threads
+from exporter.errors import DeviceError, UsageError
+from targets.devices import open_device
+
+
+@pytest.fixture(autouse=True)
+def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+def _bench(bundle: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["bench", str(bundle), *arguments])
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("1", (1,)), ("4,1,2", (1, 2, 4)), ("2,2", (2,)), ("256", (256,))]
+)
+def test_threads_are_read_in_any_order(text: str, numbers: tuple[int, ...]) -> None:
+    assert read_threads(text) == numbers
+
+
+@pytest.mark.parametrize("text", ["", "0", "1,,2", "-1", "1.5", "257", "all", "1 2", "1," * 20 + "1"])
+def test_other_threads_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="no numbers of threads"):
+        read_threads(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("500ms", 0.5), ("10s", 10.0), ("2m", 120.0), ("10", 10.0), ("1.5s", 1.5)]
+)
+def test_durations_are_read_with_their_unit(text: str, seconds: float) -> None:
+    assert read_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0s", "-1s", "nan", "inf", "61m", "1h", "1e3", "s", "9999999s"])
+def test_other_durations_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="no time up to an hour"):
+        read_duration(text)
+
+
+def test_the_table_names_the_fastest_and_json_is_what_out_writes(bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    quick = ("--on", "local", "--threads", "1", "--duration", "50ms")
+    shown = _bench(bundle, *quick)
+    assert shown.exit_code == 0, shown.output
+    assert "fastest here: tiny-float32." in shown.output
+    assert "onnx:float32" in shown.output
+    written = _bench(bundle, *quick, "--runtime", "onnxruntime", "--json", "-o", str(out))
+    assert written.exit_code == 0, written.output
+    assert json.loads(written.stdout) == json.loads(out.read_text())
+    assert [item["runtime"] for item in json.loads(out.read_text())["measurements"]] == ["onnxruntime"]
+
+
+def test_an_emulated_core_is_shown_in_instructions_and_never_in_milliseconds(bundle: Path) -> None:
+    try:
+        open_device("emulated:cortex-a53")
+    except DeviceError as error:
+        pytest.skip(f"the virtual Pi cannot be set up here: {error}")
+    shown = _bench(bundle, "--on", "emulated:cortex-a53", "--artifact", "tflite:float32")
+    assert shown.exit_code == 0, shown.output
+    assert "instructions" in shown.output
+    assert "only a board can say" in shown.output
+    assert "p50" not in shown.output
+    assert "onnx:float32" not in shown.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (("--on", "emulated:z80"), "no such core"),
+        (("--on", "local", "--artifact", "onnx:int3"), "has no artifact"),
+        (("--on", "local", "--threads", "none"), "no numbers of threads"),
+        (("--on", "local", "--duration", "soon"), "no time up to an hour"),
+    ],
+)
+def test_bad_wishes_end_with_2_and_say_why(bundle: Path, arguments: tuple[str, ...], cause: str) -> None:
+    ended = _bench(bundle, *arguments)
+    assert ended.exit_code == 2, ended.output
+    assert cause in ended.output

@@ -13,11 +13,11 @@ import re
 import shutil
 import subprocess
 import tarfile
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from exporter.errors import DeviceError, IntegrityError
@@ -97,7 +97,7 @@ def _fetch(url: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
             data: bytes = answer.read()
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, HTTPException) as error:
         raise DeviceError(
             f"{url}: {getattr(error, 'reason', error)}",
             fix="check the network, or set up with another mirror: scripts/virtual_pi/setup MIRROR",

@@ -95,16 +95,29 @@ def set_up(say: Callable[[str], None], *, mirror: str = MIRROR, cache: Path | No
     shelf = (cache or _cache()) / "virtual-pi"
     home = shelf / hashlib.sha256(recipe.encode()).hexdigest()[:16]
     if not (home / "contents.json").is_file():
-        shelf.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=shelf, prefix=".making-") as scratch:
-            made = Path(scratch) / "home"
-            _make(made, wheels, counter, mirror, say)
-            try:
-                made.rename(home)
-            except OSError:
-                if not (home / "contents.json").is_file():  # otherwise another process was quicker
-                    raise
+        try:
+            shelf.mkdir(parents=True, exist_ok=True)
+            _make_whole(home, wheels, counter, mirror, say)
+        except OSError as error:
+            raise DeviceError(
+                f"the emulated Pi cannot be unpacked below {shelf}: {error.strerror or error}",
+                fix="free 500 MB there, or set XDG_CACHE_HOME to a folder that can be written",
+            ) from error
     return VirtualPi(home)
+
+
+def _make_whole(
+    home: Path, wheels: dict[str, str], counter: bytes, mirror: str, say: Callable[[str], None]
+) -> None:
+    """Make `home` beside its place and move it there: it is whole or it is not there."""
+    with tempfile.TemporaryDirectory(dir=home.parent, prefix=".making-") as scratch:
+        made = Path(scratch) / "home"
+        _make(made, wheels, counter, mirror, say)
+        try:
+            made.rename(home)
+        except OSError:
+            if not (home / "contents.json").is_file():  # otherwise another process was quicker
+                raise
 
 
 def _make(

@@ -117,6 +117,13 @@ def test_no_network_names_the_address_and_leaves_nothing(tmp_path: Path) -> None
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DeviceError, match=r"cannot be unpacked below .*file") as caught:
+        home.set_up(lambda _: None, cache=tmp_path / "file")
+    assert "XDG_CACHE_HOME" in (caught.value.fix or "")
+
+
 # -- a mirror of our own --
 
 
@@ -192,6 +199,17 @@ def test_a_changed_package_is_refused(mirror: tuple[str, Path], tmp_path: Path) 
     (mirror[1] / "pool/a.deb").write_bytes(_deb(**{"./usr/a": "X"}))
     with pytest.raises(IntegrityError, match="other bytes"):
         archive.unpack(archive.closure(["a"]), tmp_path / "out", lambda _: None)
+
+
+def test_a_mirror_that_hangs_up_in_the_middle_is_told(
+    mirror: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def promise_more(self: _Quiet, key: str, value: str) -> None:
+        SimpleHTTPRequestHandler.send_header(self, key, "99999" if key == "Content-Length" else value)
+
+    monkeypatch.setattr(_Quiet, "send_header", promise_more, raising=False)
+    with pytest.raises(DeviceError, match="InRelease"):
+        Archive("arm64", mirror[0])
 
 
 def test_a_changed_index_is_refused(mirror: tuple[str, Path]) -> None:

@@ -16,7 +16,7 @@ from exporter.golden import read_array
 from exporter.manifest import check_manifest, read_manifest
 from exporter.progress import Progress
 from exporter.replay import BundleEntry, read_golden
-from targets.devices import Device, EmulatedDevice
+from targets.devices import Device
 from targets.devices.base import Parcel, converse
 from targets.devices.results import Measurement, Results
 
@@ -56,7 +56,7 @@ def bench_bundle(bundle: Path, device: Device, wishes: Wishes, *, progress: Prog
     request = {
         "format": RESULT_FORMAT,
         "artifacts": [_artifact(entry, samples) for entry in runnable],
-        "threads": [1] if isinstance(device, EmulatedDevice) else sorted(set(wishes.threads)),
+        "threads": sorted(set(wishes.threads)),
         "runtime": wishes.runtime,
         "blocks": _BLOCKS,
         "block_s": wishes.duration_s / _BLOCKS,

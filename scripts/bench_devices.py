@@ -58,7 +58,7 @@ def ratios(bundle: Path, rounds: int, scratch: Path) -> list[float]:
         "path": str(file),
         "samples": [{"inputs": inputs, "outputs": {}}],
     }
-    worker = probe.Worker(Path(probe.__file__), entry, "onnxruntime", 1)
+    worker = probe.Worker(Path(probe.__file__).parent, entry, "onnxruntime", 1)
     try:
         facts = worker.ask(probe.load_order(entry, "onnxruntime", 1, Path("/")))
         if "failed" in facts or bare.stdin is None or bare.stdout is None:

@@ -1,6 +1,6 @@
-"""Count the ARM instructions of one inference of model files on emulated cores, without a bundle.
+"""Count the ARM instructions of one inference of `.onnx` files on emulated cores, without a bundle.
 
-python scripts/count_instructions.py MODEL.onnx [MODEL.tflite ...] [--core cortex-a76] [--repeat 5]
+python scripts/count_instructions.py MODEL.onnx [MODEL.onnx ...] [--core cortex-a76] [--repeat 5]
 
 Inputs are of batch 1 and all ones. Each repetition starts everything anew; `spread` is (most − least) ÷ least.
 """
@@ -23,7 +23,7 @@ SILENCE_S = 900.0
 
 
 def ones(model: Path) -> dict[str, np.ndarray]:
-    """Return the inputs of an `.onnx` file, dynamic axes being 1."""
+    """Return the inputs of a model, dynamic axes being 1."""
     graph = onnx.load(model, load_external_data=False).graph
     return {
         item.name: np.ones(
@@ -46,14 +46,13 @@ def count(models: list[Path], device: EmulatedDevice, folder: Path) -> dict[str,
             inputs[name] = f"golden/{path.name}"
         parcels += [
             Parcel(each, f"models/{each.name}")
-            for each in sorted(model.parent.glob(f"{model.name}*"))
-            if each.is_file()
+            for each in (model, *sorted(model.parent.glob(f"{model.name}.*")))
         ]
         artifacts.append(
             {
                 "file": model.name,
                 "artifact": model.name,
-                "format": model.suffix[1:],
+                "format": "onnx",
                 "path": f"models/{model.name}",
                 "samples": [{"inputs": inputs, "outputs": {}}],
             }
@@ -74,6 +73,7 @@ def count(models: list[Path], device: EmulatedDevice, folder: Path) -> dict[str,
 @click.option("--core", default="cortex-a76", show_default=True)
 @click.option("--repeat", default=1, show_default=True)
 def main(models: tuple[Path, ...], core: str, repeat: int) -> None:
+    """Print each model's count, and its ratio to the first's."""
     try:
         device = EmulatedDevice.parse(
             f"emulated:{core}", lambda message: click.echo(f"  {message}", err=True)

@@ -55,5 +55,5 @@ class EmulatedDevice:
         """Return why the probe ended without an answer."""
         return DeviceError(
             f"the emulated probe ended with exit code {exit_code}: {last_line(complaint)}",
-            fix="delete ~/.cache/edge-exporter/virtual-pi and try again; if it persists, send the log",
+            fix=f"delete {self.pi.home} and try again; if it persists, send the log",
         )

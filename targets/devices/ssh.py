@@ -50,7 +50,8 @@ class SshDevice:
         extra = parts.path not in {"", "/"} or parts.query or parts.fragment or parts.password
         if where != shown or parts.scheme != "ssh" or not host or extra:
             raise UsageError(
-                f"--on {shown!r} is no place to measure", fix="use local or ssh://[USER@]HOST[:PORT]"
+                f"--on {shown!r} is no place to measure",
+                fix="use local, ssh://[USER@]HOST[:PORT] or emulated:CORE",
             )
         if not _HOST.fullmatch(host):
             raise UsageError(f"--on: {host!r} is no host name", fix="use letters, digits, dots and dashes")

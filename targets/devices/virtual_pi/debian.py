@@ -1,7 +1,7 @@
 """Debian packages without apt and without root: resolve, download, check, unpack.
 
-The release file is checked against Debian's signature where gpgv and its keys are installed; the index is checked against
-the release file, and every package against the index.
+The release file is checked against Debian's signature, or without gpgv and its keys comes over https; the index is
+checked against the release file, and every package against the index.
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ class Archive:
 
     def __init__(self, architecture: str, mirror: str = MIRROR, suite: str = SUITE) -> None:
         self.architecture, self._mirror = architecture, mirror.rstrip("/")
-        release = _fetch(f"{self._mirror}/dists/{suite}/InRelease")
-        _check_signature(release)
+        release = _signed(_fetch(f"{self._mirror}/dists/{suite}/InRelease"), self._mirror)
         name = f"main/binary-{architecture}/Packages.xz"
         found = re.search(rf"^ ([0-9a-f]{{64}}) +[0-9]+ {re.escape(name)}$", release.decode(), re.MULTILINE)
         if found is None:
@@ -58,20 +57,20 @@ class Archive:
 
     def closure(self, names: Iterable[str], without: Iterable[str] = ()) -> list[Package]:
         """Return `names` and all that they depend on, by name, `without` some."""
-        left, found = list(names), dict.fromkeys(without)
+        left, seen = list(names), set(without)
         chosen: dict[str, Package] = {}
         while left:
             name = left.pop()
-            if name in found:
+            if name in seen:
                 continue
-            found[name] = None
+            seen.add(name)
             package = self._packages.get(name) or self._packages.get(self._providers.get(name, ""))
             if package is None:
                 raise DeviceError(
                     f"Debian {self.architecture} has no package {name}", fix="use another mirror"
                 )
             chosen[package.name] = package
-            left += [group[0] for group in package.needs if not any(each in found for each in group)]
+            left += [group[0] for group in package.needs if not any(each in seen for each in group)]
         return [chosen[name] for name in sorted(chosen)]
 
     def unpack(self, packages: Iterable[Package], folder: Path, say: Callable[[str], None]) -> None:
@@ -105,16 +104,26 @@ def _fetch(url: str) -> bytes:
     return data
 
 
-def _check_signature(release: bytes) -> None:
-    """Raise `IntegrityError` if Debian did not sign `release`; without gpgv or its keys, https must do."""
+def _signed(release: bytes, mirror: str) -> bytes:
+    """Return what Debian signed of `release`: text around the signed part is anybody's.
+
+    Without gpgv or Debian's keys all of it is returned, if `mirror` is https. Raises `IntegrityError` (19) for another
+    signature or none, `DeviceError` (18) for what cannot be checked at all.
+    """
     program = shutil.which("gpgv")
     if program is None or not KEYRING.is_file():
-        return
+        if mirror.startswith("https://"):
+            return release
+        raise DeviceError(
+            f"{mirror} cannot be checked: no gpgv with Debian's keys here",
+            fix="apt-get install gpgv debian-archive-keyring, or use an https mirror",
+        )
     ran = subprocess.run(
-        [program, "--keyring", str(KEYRING)], input=release, capture_output=True, check=False
+        [program, "--keyring", str(KEYRING), "--output", "-"], input=release, capture_output=True, check=False
     )
     if ran.returncode:
         raise IntegrityError("the mirror's release file is not signed by Debian", fix="use another mirror")
+    return ran.stdout
 
 
 def _check_digest(data: bytes, sha256: str, name: str) -> None:

@@ -49,18 +49,7 @@ class VirtualPi:
 
     def emulator(self, core: Core) -> list[str]:
         """Return the emulator's command without the guest's; it stands on no library of the host."""
-        host = self.home / "emulator"
-        _, triple, loader = _HOSTS[platform.machine()]
-        libraries = f"{host / 'lib' / triple}:{host / 'usr' / 'lib' / triple}"
-        program = [str(host / "lib" / triple / loader), "--library-path", libraries]
-        return [
-            *program,
-            str(host / "usr" / "bin" / "qemu-aarch64"),
-            "-cpu",
-            core.name,
-            "-L",
-            str(self.root(core)),
-        ]
+        return [*_native(self.home, "qemu-aarch64"), "-cpu", core.name, "-L", str(self.root(core))]
 
     def counting(self) -> list[str]:
         """Return the emulator's arguments that count instructions into the file `{counts}`."""
@@ -79,7 +68,7 @@ class VirtualPi:
 
 
 def set_up(say: Callable[[str], None], *, mirror: str = MIRROR, cache: Path | None = None) -> VirtualPi:
-    """Return the virtual Pi in `cache` (`~/.cache/edge-exporter`), made first if it is not there: about 200 MB.
+    """Return the virtual Pi in `cache` (`~/.cache/edge-exporter`), made first if it is not there: about 350 MB.
 
     Raises `DeviceError` (18) on a host that is no x86-64 Linux or has no network, `IntegrityError` (19) if a package has
     other bytes than Debian's index says.
@@ -182,16 +171,10 @@ def _unpack_wheels(home: Path, wheels: dict[str, str], say: Callable[[str], None
 
 def _compile(home: Path, counter: bytes) -> None:
     """Compile the counting plugin with the compiler that came with the emulator."""
-    host = home / "emulator"
-    _, triple, loader = _HOSTS[platform.machine()]
     source = home / "counter.c"
     source.write_bytes(counter)
     ran = subprocess.run(
-        [
-            *(str(host / "lib" / triple / loader), "--library-path", f"{host / 'lib' / triple}"),
-            *(str(host / "usr" / "bin" / "tcc"), "-nostdlib", "-shared", "-o", str(home / "counter.so")),
-            str(source),
-        ],
+        [*_native(home, "tcc"), "-nostdlib", "-shared", "-o", str(home / "counter.so"), str(source)],
         capture_output=True,
         text=True,
         check=False,
@@ -200,6 +183,19 @@ def _compile(home: Path, counter: bytes) -> None:
         raise DeviceError(
             f"the counting plugin does not compile: {ran.stderr.strip()[:300]}", fix="report this as a bug"
         )
+
+
+def _native(home: Path, program: str) -> list[str]:
+    """Return the command of one of `_EMULATOR`'s programs, with the C library that came with it."""
+    host = home / "emulator"
+    _, triple, loader = _HOSTS[platform.machine()]
+    libraries = f"{host / 'lib' / triple}:{host / 'usr' / 'lib' / triple}"
+    return [
+        str(host / "lib" / triple / loader),
+        "--library-path",
+        libraries,
+        str(host / "usr" / "bin" / program),
+    ]
 
 
 def _installed(name: str) -> str | None:

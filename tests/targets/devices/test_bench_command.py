@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,19 @@ def test_an_emulated_core_is_shown_in_instructions_and_never_in_milliseconds(bun
     assert "only a board can say" in shown.output
     assert "p50" not in shown.output
     assert "onnx:float32" not in shown.output
+
+
+def test_the_overhead_script_measures(bundle: Path) -> None:
+    """That the ratio is near one is for a quiet machine to show; that both loops run is for here."""
+    script = Path(__file__).resolve().parents[3] / "scripts" / "bench_devices.py"
+    ran = subprocess.run(
+        [sys.executable, str(script), str(bundle), "--rounds", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert 0.2 < float(ran.stdout.split(": ")[1].split()[0]) < 5
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def _deb(**files: str) -> bytes:
 @pytest.fixture
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path]]:
     """A tiny archive over HTTP: a needs b or c; b links to an absolute path."""
-    monkeypatch.setattr(debian, "KEYRING", tmp_path / "none")  # it is not signed
+    monkeypatch.setattr(debian, "_signed", lambda release, _: release)
     root = tmp_path / "mirror"
     index = []
     for name, needs, data in (
@@ -226,6 +226,32 @@ def test_an_unsigned_release_is_refused_where_debians_keys_are(
         pytest.skip("no gpgv or no Debian keys here")
     with pytest.raises(IntegrityError, match="not signed"):
         Archive("arm64", mirror[0])
+
+
+def test_a_mirror_without_signature_check_must_be_https(
+    mirror: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(debian, "KEYRING", tmp_path / "none")
+    with pytest.raises(DeviceError, match="cannot be checked") as caught:
+        Archive("arm64", mirror[0])
+    assert "gpgv" in (caught.value.fix or "")
+
+
+def test_text_around_what_debian_signed_is_not_believed() -> None:
+    if not debian.KEYRING.is_file() or debian.shutil.which("gpgv") is None:
+        pytest.skip("no gpgv or no Debian keys here")
+    try:
+        release = debian._fetch(f"{debian.MIRROR}/dists/{debian.SUITE}/InRelease")
+    except DeviceError as error:
+        pytest.skip(str(error))
+    forged = b"SHA256:\n " + b"0" * 64 + b" 1 main/binary-arm64/Packages.xz\n" + release
+    try:
+        believed = debian._signed(forged, debian.MIRROR)
+    except IntegrityError:
+        return
+    assert b"0" * 64 not in believed
+    assert b"main/binary-arm64/Packages.xz" in believed
 
 
 def test_a_package_that_reaches_outside_is_refused(tmp_path: Path) -> None:

@@ -75,6 +75,25 @@ class Skipped(_Strict):
     why: str
 
 
+class Node(_Strict):
+    """One operator of a runtime's own graph: its name and type there, the dtypes of its inputs, µs in one inference."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    us: Amount
+
+
+class Profile(_Strict):
+    """Where the time of one file goes; `why` there are no nodes."""
+
+    file: str
+    runtime: str
+    threads: Count
+    nodes: tuple[Node, ...]
+    why: str | None
+
+
 class Board(_Strict):
     """The device, as it describes itself."""
 
@@ -94,3 +113,4 @@ class Results(_Strict):
     device: Board
     measurements: tuple[Measurement, ...]
     skipped: tuple[Skipped, ...]
+    profiles: tuple[Profile, ...] = ()

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from sshd_ground import Sshd
 
-from exporter import benching
 from exporter.benching import Wishes, bench_bundle
+from exporter.benching import bench as benching
 from exporter.errors import DeviceError, EdgeError, TimeLimitError, UsageError
 from exporter.progress import Silence
 from targets.devices import SshDevice, SshOptions, open_device

@@ -17,7 +17,7 @@ from exporter.benching.subjects import FLOAT_BITS, Opened, Role, Subject, all_pa
 from exporter.errors import DeviceError, GateError, UsageError
 from exporter.files import scratch_folder
 from exporter.progress import Progress
-from targets.devices import Device
+from targets.devices import AdbBenchmark, Device, Instrument
 from targets.devices.base import converse
 from targets.devices.results import Results
 
@@ -44,7 +44,9 @@ class Wishes:
     """Also where the time goes; int8 `.onnx` files are then timed against their float twins."""
 
 
-def bench_bundle(bundle: Path, device: Device, wishes: Wishes, *, progress: Progress) -> dict[str, Any]:
+def bench_bundle(
+    bundle: Path, device: Device | AdbBenchmark, wishes: Wishes, *, progress: Progress
+) -> dict[str, Any]:
     """Return what `device` measured of `bundle`, as `docs/devices.md` describes it.
 
     Raises what `converse` raises, `IntegrityError` (19) if a file is not what was recorded, `DeviceError` (18) if
@@ -54,6 +56,11 @@ def bench_bundle(bundle: Path, device: Device, wishes: Wishes, *, progress: Prog
         raise UsageError(
             "--profile needs a clock, and an emulated core has none",
             fix="profile on local or on a board",
+        )
+    if wishes.profile and isinstance(device, Instrument):
+        raise UsageError(
+            "--profile and --benchmark do not go together: the program tells times of whole inferences",
+            fix="leave one of them out",
         )
     with contextlib.ExitStack() as stack:
         with progress.step("hashing files"):
@@ -66,7 +73,11 @@ def bench_bundle(bundle: Path, device: Device, wishes: Wishes, *, progress: Prog
                 subjects += _twins(own.subjects, twins)
         request = _request(subjects, wishes)
         with progress.step(f"measuring on {device.where}"):
-            answer = converse(device, request, all_parcels(subjects), step=progress.say)
+            parcels = all_parcels(subjects)
+            if isinstance(device, Instrument):
+                answer = device.measure(request, parcels, progress.say)
+            else:
+                answer = converse(device, request, parcels, step=progress.say)
         results = _checked(device, answer, {subject.key for subject in own.subjects}, subjects)
         return bench_report(device.where, own, other, subjects, results)
 
@@ -129,7 +140,7 @@ def _request(subjects: Sequence[Subject], wishes: Wishes) -> dict[str, Any]:
 
 
 def _checked(
-    device: Device, answer: Mapping[str, Any], own: set[str], subjects: Sequence[Subject]
+    device: Device | AdbBenchmark, answer: Mapping[str, Any], own: set[str], subjects: Sequence[Subject]
 ) -> Results:
     distrust = "the device or what stands between is not to be trusted; measure elsewhere"
     try:

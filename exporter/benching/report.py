@@ -70,14 +70,21 @@ def _measurement(item: Measurement, subject: Subject) -> dict[str, Any]:
         "size_bytes": size_bytes(subject.source),
         "parity": {
             "tolerance": tolerance,
-            "passed": item.max_abs_error is not None and item.max_abs_error <= tolerance,
+            "passed": (item.max_abs_error is not None and item.max_abs_error <= tolerance)
+            if item.checked
+            else None,
         },
     }
 
 
 def _fastest(measurements: Sequence[Measurement]) -> Measurement | None:
-    timed = [(item.p50_ms, item.threads, item) for item in measurements if item.p50_ms is not None]
-    return min(timed, key=lambda each: each[:2])[2] if timed else None
+    """Return what is fastest by its median, or by its mean where a program tells no median."""
+    timed = [
+        (item.p50_ms if item.p50_ms is not None else item.mean_ms, item.threads, item)
+        for item in measurements
+        if item.p50_ms is not None or item.mean_ms is not None
+    ]
+    return min(timed, key=lambda each: (each[0] or 0.0, each[1]))[2] if timed else None
 
 
 def _named(item: Measurement | None) -> dict[str, Any] | None:

@@ -18,14 +18,16 @@ _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "": 1.0}
 _LONGEST_S, _MOST_THREADS = 3600.0, 256
 
 
-@click.command("bench", short_help="Measure a bundle on this host, a Raspberry Pi or an emulated core.")
+@click.command(
+    "bench", short_help="Measure a bundle on this host, a Raspberry Pi, a phone or an emulated core."
+)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--on",
     "where",
     required=True,
     metavar="WHERE",
-    help="local, ssh://[USER@]HOST[:PORT], or emulated:cortex-a53|a72|a76.",
+    help="local, ssh://[USER@]HOST[:PORT], adb[:SERIAL], or emulated:cortex-a53|a72|a76.",
 )
 @click.option(
     "--artifact", "files", multiple=True, metavar="A", help="Only this file or artifact; repeatable."
@@ -41,6 +43,12 @@ _LONGEST_S, _MOST_THREADS = 3600.0, 256
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
     help="Instead of ~/.ssh/config.",
+)
+@click.option(
+    "--benchmark",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="On a phone: LiteRT's benchmark_model or onnxruntime_perf_test instead of Termux's Python.",
 )
 @click.option(
     "--against",
@@ -70,6 +78,7 @@ def command(
     duration: str,
     python: str,
     ssh_config: Path | None,
+    benchmark: Path | None,
     against: Path | None,
     profile: bool,
     name: str | None,
@@ -97,7 +106,7 @@ def command(
             from exporter.measured import attach as attach_record
             from exporter.measured import device_name
             from targets.devices import SshOptions, open_device
-        device = open_device(where, SshOptions(ssh_config, python), progress.say)
+        device = open_device(where, SshOptions(ssh_config, python), progress.say, benchmark)
         wishes = Wishes(counts, seconds, runtime, files, against=against, profile=profile)
         report = bench_bundle(bundle, device, wishes, progress=progress)
         if out is not None:

@@ -184,9 +184,21 @@ def _row(item: Mapping[str, Any]) -> list[str]:
         item["artifact"],
         item["runtime"],
         str(item["threads"]),
-        "throttled" if item["p50_ms"] is None else number("p50_ms"),
+        _middle(item),
         *(number(key) for key in ("p90_ms", "first_ms", "load_ms")),
         figures.ABSENT if item["noise"] is None else f"{100 * item['noise']:.0f} %",
         figures.ABSENT if item["peak_rss_mb"] is None else f"{item['peak_rss_mb']:.0f}",
-        "same" if item["parity"]["passed"] else "WRONG",
+        _answers(item),
     ]
+
+
+def _middle(item: Mapping[str, Any]) -> str:
+    """Return the median, or the mean where a program tells no median, or why there is neither."""
+    if item["p50_ms"] is not None:
+        return f"{item['p50_ms']:.3g}"
+    return "throttled" if item["mean_ms"] is None else f"mean {item['mean_ms']:.3g}"
+
+
+def _answers(item: Mapping[str, Any]) -> str:
+    passed = item["parity"]["passed"]
+    return "not asked" if passed is None else "same" if passed else "WRONG"

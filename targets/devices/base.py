@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, Protocol, cast, runtime_checkable
 
 from exporter.errors import DeviceError, EdgeError, IntegrityError, TimeLimitError
 from exporter.files import digest
@@ -50,6 +50,16 @@ class Device(Protocol):
 
     def explain(self, exit_code: int, complaint: str) -> EdgeError:
         """Return the error for a command that ended without an answer; `complaint` is its standard error."""
+
+
+@runtime_checkable
+class Instrument(Protocol):
+    """A place that measures in a way of its own, without the probe."""
+
+    def measure(
+        self, request: Mapping[str, Any], parcels: Sequence[Parcel], step: Callable[[str], None]
+    ) -> dict[str, Any]:
+        """Return what the probe would answer to `request`; `step` hears what it does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ class BoardState(_Strict):
     clock_mhz: Amount | None
     temperature_c: float | None
     throttled: Count | None
-    """The bits of `vcgencmd get_throttled`."""
+    """The bits of `vcgencmd get_throttled`; on Android the thermal status, 0 (none) to 6."""
     load: Amount | None
 
 
@@ -62,6 +62,8 @@ class Measurement(_Strict):
     """Of the process that ran it, Python and the runtime included."""
     max_abs_error: Amount | None
     """Largest difference from the golden vectors' recorded answers; None if it was not finite."""
+    checked: bool = True
+    """Whether the golden vectors were answered at all; benchmark programs on phones do not."""
     throttled: bool | None
     """Whether any block was; None where the board cannot say."""
     blocks: tuple[Block, ...]

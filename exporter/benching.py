@@ -15,10 +15,10 @@ from exporter.files import size_bytes, sorted_files
 from exporter.golden import read_array
 from exporter.manifest import check_manifest, read_manifest
 from exporter.progress import Progress
-from exporter.replay import BundleEntry, read_golden
+from exporter.replay import BundleEntry, read_golden, read_versions
 from targets.devices import Device
 from targets.devices.base import Parcel, converse
-from targets.devices.results import Measurement, Results
+from targets.devices.results import Measurement, Results, Skipped
 
 RESULT_FORMAT = 1
 RUNTIMES = ("onnxruntime", "litert")
@@ -37,6 +37,8 @@ class Wishes:
     files: tuple[str, ...] = ()
     cool_s: float = 20.0
     """Pause after a throttled block."""
+    keep: bool = False
+    """Whether the scratch folder stays on the device."""
     root: str = "/"
     """Where the device's own figures are read: another folder only in tests."""
 
@@ -51,7 +53,7 @@ def bench_bundle(bundle: Path, device: Device, wishes: Wishes, *, progress: Prog
     with progress.step("hashing files"):
         check_manifest(bundle)
     entries, tolerances, samples = read_golden(bundle, manifest)
-    chosen = _choose(entries, wishes.files)
+    chosen = choose(entries, wishes.files)
     runnable = [entry for entry in chosen if entry.spec.format is not Format.MLPACKAGE]
     request = {
         "format": RESULT_FORMAT,
@@ -63,11 +65,12 @@ def bench_bundle(bundle: Path, device: Device, wishes: Wishes, *, progress: Prog
         "least_runs": _LEAST_RUNS,
         "retries": _RETRIES,
         "cool_s": wishes.cool_s,
+        "keep": wishes.keep,
         "root": wishes.root,
     }
     with progress.step(f"measuring on {device.where}") as _:
         answer = converse(device, request, _parcels(bundle, runnable, samples), step=progress.say)
-    results = _checked(device, answer, request)
+    results = _checked(device, answer, request, read_versions(bundle))
     return _report(bundle, manifest, device, results, chosen, tolerances)
 
 
@@ -86,7 +89,8 @@ def require_parity(report: Mapping[str, Any]) -> None:
         )
 
 
-def _choose(entries: Sequence[BundleEntry], wanted: Sequence[str]) -> list[BundleEntry]:
+def choose(entries: Sequence[BundleEntry], wanted: Sequence[str]) -> list[BundleEntry]:
+    """Return the entries that `wanted` names by file or artifact (none: all); `UsageError` for a name of nothing."""
     for name in wanted:
         if not any(name in {entry.file, str(entry.spec)} for entry in entries):
             raise UsageError(
@@ -138,7 +142,9 @@ def _parcels(
     ]
 
 
-def _checked(device: Device, answer: Mapping[str, Any], request: Mapping[str, Any]) -> Results:
+def _checked(
+    device: Device, answer: Mapping[str, Any], request: Mapping[str, Any], built_with: Mapping[str, str]
+) -> Results:
     try:
         results = Results.model_validate(answer)
     except ValidationError as error:
@@ -153,15 +159,26 @@ def _checked(device: Device, answer: Mapping[str, Any], request: Mapping[str, An
             f"{device.where} answered of {min(strange)!r}, which nobody asked",
             fix="the device or what stands between is not to be trusted; measure elsewhere",
         )
+    artifacts = {entry["file"]: entry["artifact"] for entry in request["artifacts"]}
+    skipped = tuple(_told(item, built_with.get(artifacts.get(item.file, ""))) for item in results.skipped)
+    results = results.model_copy(update={"skipped": skipped})
     if not results.measurements:
         reasons = "; ".join(dict.fromkeys(f"{item.file}: {item.why}" for item in results.skipped))
         raise DeviceError(
             f"{device.where} could run nothing of the bundle (Python {results.device.python}, "
             f"{results.device.machine}): {reasons or 'no artifact for its runtimes'}",
-            fix="install onnxruntime or ai-edge-litert there (64-bit, Python 3.11 or newer), or name a Python that has "
-            "them with --python",
+            fix="--bootstrap makes an environment with the runtimes there (64-bit, Python 3.11 or newer); or name a "
+            "Python that has them with --python",
         )
     return results
+
+
+def _told(item: Skipped, built_with: str | None) -> Skipped:
+    """Return `item` with its reason led by the runtime's version there and the one that the build used."""
+    if item.version is None:
+        return item
+    built = f", built with {built_with}" if built_with and built_with != item.version else ""
+    return item.model_copy(update={"why": f"{item.runtime} {item.version} there{built}: {item.why}"})
 
 
 def _report(
@@ -192,7 +209,7 @@ def _report(
     ]
     skipped = [item.model_dump(mode="json") for item in results.skipped]
     skipped += [
-        {"file": entry.file, "runtime": None, "why": "Core ML runs on Apple systems"}
+        {"file": entry.file, "runtime": None, "why": "Core ML runs on Apple systems", "version": None}
         for entry in chosen
         if entry.spec.format is Format.MLPACKAGE
     ]
@@ -204,6 +221,7 @@ def _report(
         "device": results.device.model_dump(mode="json"),
         "measurements": measurements,
         "skipped": skipped,
+        "kept": results.kept,
         "fastest": None
         if fastest is None
         else {"file": fastest.file, "runtime": fastest.runtime, "threads": fastest.threads},

@@ -37,6 +37,16 @@ _LONGEST_S, _MOST_THREADS = 3600.0, 256
 )
 @click.option("--python", default="python3", show_default=True, metavar="PATH", help="Python on the device.")
 @click.option(
+    "--bootstrap",
+    "way",
+    is_flag=False,
+    flag_value="online",
+    type=click.Choice(("online", "carry")),
+    help="Make an environment with the runtimes there (ssh://) and measure with it. carry: this host fetches the wheels "
+    "for a device without network.",
+)
+@click.option("--keep", is_flag=True, help="Leave models, golden arrays and the probe on the device.")
+@click.option(
     "--ssh-config",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
@@ -58,13 +68,17 @@ def command(
     threads: str,
     duration: str,
     python: str,
+    way: str | None,
+    keep: bool,
     ssh_config: Path | None,
     out: Path | None,
 ) -> None:
     """Time every artifact of BUNDLE on a device, in turns, and check its answers there.
 
     The device needs Python 3.9 with numpy and onnxruntime or ai-edge-litert; nothing is installed and nothing is left
-    behind. A block in which the board was throttled counts for nothing and is repeated.
+    behind. With --bootstrap it needs only Python with venv: an environment with the bundle's runtimes is made below
+    ~/.cache/edge-exporter there, and used again next time. A block in which the board was throttled counts for nothing
+    and is repeated.
 
     An emulated core runs the real aarch64 runtimes and gives the number of ARM instructions of one inference, never a
     time. Its first use downloads about 100 MB from Debian and PyPI into ~/.cache/edge-exporter.
@@ -74,9 +88,13 @@ def command(
         with progress.step("load the devices"):
             from exporter.benching import Wishes, bench_bundle, require_parity
             from exporter.files import write_json
+            from exporter.outfitting import outfit
             from targets.devices import SshOptions, open_device
         device = open_device(where, SshOptions(ssh_config, python), progress.say)
-        report = bench_bundle(bundle, device, Wishes(counts, seconds, runtime, files), progress=progress)
+        wishes = Wishes(counts, seconds, runtime, files, keep=keep)
+        if way is not None:
+            device = outfit(bundle, device, wishes, way, progress=progress)
+        report = bench_bundle(bundle, device, wishes, progress=progress)
         if out is not None:
             write_json(out, report)
         require_parity(report)
@@ -133,6 +151,8 @@ def _show(console: Console, report: Mapping[str, Any]) -> None:
             0, f"fastest here: {fastest['file']} in {fastest['runtime']}, {_threads(fastest['threads'])}"
         )
     throttled = [item for item in report["measurements"] if item["throttled"]]
+    if report["kept"]:
+        notes.append(f"kept on the device: {report['kept']}")
     if throttled:
         notes.append("blocks were throttled (heat or voltage): their times were thrown away")
     if report["measurements"] and all(item["throttled"] is None for item in report["measurements"]):
@@ -159,6 +179,8 @@ def _show_counts(console: Console, report: Mapping[str, Any]) -> None:
     console.answer_table(columns, rows)
     notes = ["instructions of one inference with one thread; how long they take, only a board can say"]
     notes += [f"{item['file']}: did not run: {item['why']}" for item in report["skipped"]]
+    if report["kept"]:
+        notes.append(f"kept: {report['kept']}")
     console.answer_list("notes", notes)
 
 

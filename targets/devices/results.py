@@ -73,6 +73,8 @@ class Skipped(_Strict):
     file: str
     runtime: str | None
     why: str
+    version: str | None = None
+    """Of the runtime there, if it could be imported."""
 
 
 class Board(_Strict):
@@ -94,3 +96,5 @@ class Results(_Strict):
     device: Board
     measurements: tuple[Measurement, ...]
     skipped: tuple[Skipped, ...]
+    kept: str | None = None
+    """The scratch folder there, if it was to stay."""

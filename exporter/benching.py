@@ -167,8 +167,8 @@ def _checked(
         raise DeviceError(
             f"{device.where} could run nothing of the bundle (Python {results.device.python}, "
             f"{results.device.machine}): {reasons or 'no artifact for its runtimes'}",
-            fix="--bootstrap makes an environment with the runtimes there (64-bit, Python 3.11 or newer); or name a "
-            "Python that has them with --python",
+            fix="install onnxruntime or ai-edge-litert there (64-bit, Python 3.11 or newer), over ssh:// with "
+            "--bootstrap, or name a Python that has them with --python",
         )
     return results
 

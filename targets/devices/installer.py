@@ -118,7 +118,7 @@ def make(request: Json, folder: Path, say: Say, refuse: Refuse) -> None:
     wanted, shown = list(request["requirements"]), " ".join(request["requirements"])
     try:
         shelf().mkdir(parents=True, exist_ok=True)
-        with locked(shelf() / "venv.lock", say):
+        with locked(shelf() / "venv.lock", say) as lock:
             if ready(wanted) is not None:
                 return
             for stale in shelf().glob(MAKING + "*"):
@@ -127,7 +127,7 @@ def make(request: Json, folder: Path, say: Say, refuse: Refuse) -> None:
             staging = Path(tempfile.mkdtemp(prefix=MAKING, dir=shelf()))
             try:
                 say({"event": "step", "label": f"make a virtual environment in {place(wanted)}"})
-                fill(staging, request, folder, say, refuse)
+                fill(staging, request, folder, say, refuse, lock)
                 put(staging, place(wanted))
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
@@ -138,17 +138,20 @@ def make(request: Json, folder: Path, say: Say, refuse: Refuse) -> None:
         ) from None
 
 
-def fill(staging: Path, request: Json, folder: Path, say: Say, refuse: Refuse) -> None:
-    """Make a virtual environment in `staging` and install what is wanted."""
+def fill(staging: Path, request: Json, folder: Path, say: Say, refuse: Refuse, lock: int) -> None:
+    """Make a virtual environment in `staging` and install what is wanted.
+
+    venv and pip hold the lock too: should this program be killed, nobody works beside what it left running.
+    """
     wanted, python = list(request["requirements"]), staging / "bin" / "python"
-    code, told = run([sys.executable, "-I", "-m", "venv", str(staging)])
+    code, told = run([sys.executable, "-I", "-m", "venv", str(staging)], lock)
     if code:
         raise refusal(told, request, (shelf(), folder), refuse, "no virtual environment can be made")
     say({"event": "step", "label": "install " + " ".join(wanted)})
     source = ["--no-index", "--find-links", str(folder / "wheels")] if request["carried"] else []
     command = [str(python), "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command += ["--no-input", "--no-cache-dir", "--no-compile", "--only-binary", ":all:"]
-    code, told = run([*command, "--retries", "2", *source, *wanted])
+    code, told = run([*command, "--retries", "2", *source, *wanted], lock)
     if code:
         raise refusal(told, request, (shelf(), folder), refuse, "pip failed")
     why = fault(python, wanted)
@@ -219,8 +222,8 @@ def no_wheel(told: str, here: Json) -> tuple[str, str] | None:
     )
 
 
-def run(command: list[str]) -> tuple[int, str]:
-    """Return a command's exit code and all it said; it and its children end with this program."""
+def run(command: list[str], *held: int) -> tuple[int, str]:
+    """Return a command's exit code and all it said; it has the files `held`, and ends with this program."""
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -229,6 +232,7 @@ def run(command: list[str]) -> tuple[int, str]:
         text=True,
         errors="replace",
         start_new_session=True,
+        pass_fds=held,
         env={**os.environ, "PIP_USER": "0", "LC_ALL": "C.UTF-8"},
     )
     try:
@@ -248,12 +252,12 @@ def last(told: str, signs: tuple[str, ...] = ("",)) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path, say: Say) -> Iterator[None]:
-    """Hold the lock in `path`, waiting for whoever has it."""
+def locked(path: Path, say: Say) -> Iterator[int]:
+    """Hold the lock in `path`, waiting for whoever has it; yield its descriptor."""
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             say({"event": "step", "label": "another bench makes an environment there: waiting"})
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
+import shutil
+import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +38,57 @@ class Sshd:
     @property
     def where(self) -> str:
         return f"ssh://{getpass.getuser()}@127.0.0.1:{self.port}"
+
+
+@contextlib.contextmanager
+def serving(command: list[str], folder: Path) -> Iterator[Sshd]:
+    """Run the sshd of `command` with keys of its own; `restart(**environment)` changes what its sessions see."""
+    for name in ("host", "client"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shutil.copy(folder / "client.pub", folder / "authorized")
+    known = folder / "known_hosts"
+    kind, key, *_ = (folder / "host.pub").read_text().split()
+    known.write_text(f"[127.0.0.1]:{port} {kind} {key}\n")
+    config = folder / "config"
+    config.write_text(f"IdentityFile {folder}/client\nIdentitiesOnly yes\nUserKnownHostsFile {known}\n")
+    running: list[subprocess.Popen[bytes]] = []
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+
+    def stop() -> None:
+        for server in running:
+            server.terminate()
+            server.wait()
+        running.clear()
+
+    def restart(**environment: str) -> None:
+        stop()
+        seen = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment}
+        settings = " ".join(f'"{name}={value}"' for name, value in seen.items())
+        (folder / "sshd_config").write_text(
+            f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nPidFile none\nUsePAM no\n"
+            f"AuthorizedKeysFile {folder}/authorized\nStrictModes no\nPasswordAuthentication no\n"
+            f"KbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\nSetEnv {settings}\n"
+        )
+        with (folder / "sshd.log").open("ab") as log:
+            running.append(
+                subprocess.Popen([*command, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=log)
+            )
+        for _ in range(100):
+            with socket.socket() as knock:
+                if knock.connect_ex(("127.0.0.1", port)) == 0:
+                    return
+            time.sleep(0.05)
+        raise AssertionError((folder / "sshd.log").read_text())
+
+    restart()
+    try:
+        yield Sshd(port, config, known, folder / "client", folder / "host", folder, restart)
+    finally:
+        stop()
 
 
 QUICK = Wishes(threads=(1,), duration_s=0.05, files=("onnx:float32",), cool_s=0.05)

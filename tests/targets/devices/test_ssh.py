@@ -40,6 +40,14 @@ def test_a_device_behind_ssh_answers_in_the_one_schema_and_keeps_nothing(bundle:
     wait_for(lambda: not any(scratch.iterdir()))
 
 
+@pytest.mark.parametrize("sshd", ["unpacked"], indirect=True)
+def test_where_no_openssh_is_installed_debians_serves_from_the_cache(bundle: Path, sshd: Sshd) -> None:
+    (item,) = measured(bundle, sshd)["measurements"]
+    assert item["parity"]["passed"]
+    sshd.known_hosts.write_text("")
+    assert "SHA256:" in str(refusal(bundle, sshd))
+
+
 def test_an_unknown_host_key_is_shown_and_never_added(bundle: Path, sshd: Sshd) -> None:
     sshd.known_hosts.write_text("")
     error = refusal(bundle, sshd)

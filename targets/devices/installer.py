@@ -126,7 +126,6 @@ def make(request: Json, folder: Path, say: Say, refuse: Refuse) -> None:
             require_room(shelf(), request["need_bytes"], refuse)
             staging = Path(tempfile.mkdtemp(prefix=MAKING, dir=shelf()))
             try:
-                say({"event": "step", "label": f"make a virtual environment in {place(wanted)}"})
                 fill(staging, request, folder, say, refuse, lock)
                 put(staging, place(wanted))
             finally:
@@ -143,18 +142,21 @@ def fill(staging: Path, request: Json, folder: Path, say: Say, refuse: Refuse, l
 
     venv and pip hold the lock too: should this program be killed, nobody works beside what it left running.
     """
-    wanted, python = list(request["requirements"]), staging / "bin" / "python"
-    code, told = run([sys.executable, "-I", "-m", "venv", str(staging)], lock)
-    if code:
-        raise refusal(told, request, (shelf(), folder), refuse, "no virtual environment can be made")
-    say({"event": "step", "label": "install " + " ".join(wanted)})
+    wanted, python = list(request["requirements"]), str(staging / "bin" / "python")
+    rooms = {each: shutil.disk_usage(each).free for each in (shelf(), folder)}
+    pip = [python, "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    pip += ["--no-cache-dir", "--no-compile", "--only-binary", ":all:", "--retries", "2"]
     source = ["--no-index", "--find-links", str(folder / "wheels")] if request["carried"] else []
-    command = [str(python), "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-input", "--no-cache-dir", "--no-compile", "--only-binary", ":all:"]
-    code, told = run([*command, "--retries", "2", *source, *wanted], lock)
-    if code:
-        raise refusal(told, request, (shelf(), folder), refuse, "pip failed")
-    why = fault(python, wanted)
+    for label, command in (
+        ("make a virtual environment", [sys.executable, "-I", "-m", "venv", "--without-pip", str(staging)]),
+        ("install pip there", [python, "-I", "-m", "ensurepip", "--default-pip"]),
+        ("install " + " ".join(wanted), [*pip, *source, *wanted]),
+    ):
+        say({"event": "step", "label": label})
+        code, told = run(command, lock)
+        if code:
+            raise refusal(told, request, rooms, refuse, label)
+    why = fault(Path(python), wanted)
     if why is not None:
         raise refuse(
             f"{' '.join(wanted)} is installed and does not work here: {why}",
@@ -184,13 +186,13 @@ def require_room(folder: Path, need_bytes: int, refuse: Refuse) -> None:
         )
 
 
-def refusal(told: str, request: Json, folders: tuple[Path, ...], refuse: Refuse, failure: str) -> Exception:
-    """Return what pip or venv meant by `told`."""
+def refusal(told: str, request: Json, rooms: dict[Path, int], refuse: Refuse, label: str) -> Exception:
+    """Return what pip or venv meant by `told`; `rooms` are the bytes that were free at the start."""
     if "No space left on device" in told or "Disk quota exceeded" in told:
-        fullest = min(folders, key=lambda each: shutil.disk_usage(each).free)
-        need, room = request["need_bytes"], shutil.disk_usage(fullest).free
+        fullest = min(rooms, key=lambda each: shutil.disk_usage(each).free)
+        need, room = request["need_bytes"], rooms[fullest]
         return refuse(
-            f"{fullest} filled up: about {need / 1e6:.0f} MB are needed, {room / 1e6:.0f} MB are free",
+            f"{label}: {fullest} filled up: {room / 1e6:.0f} MB were free, about {need / 1e6:.0f} MB are needed",
             "free some, or set XDG_CACHE_HOME and TMPDIR on the device to a larger disk",
         )
     if any(sign in told for sign in NO_NETWORK):
@@ -199,7 +201,8 @@ def refusal(told: str, request: Json, folders: tuple[Path, ...], refuse: Refuse,
             "connect the device to the network, or let this host carry the wheels: --bootstrap carry",
         )
     missing = no_wheel(told, describe())
-    return refuse(*missing) if missing else refuse(f"{failure}: {last(told)}", "make it by hand, see docs")
+    fix = "make an environment by hand there, and name its Python with --python"
+    return refuse(*missing) if missing else refuse(f"{label}: {last(told)}", fix)
 
 
 def no_wheel(told: str, here: Json) -> tuple[str, str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from exporter.cli import main
 from exporter.errors import DeviceError, EdgeError, UsageError
 from exporter.outfitting import outfit, requirements
 from exporter.progress import Silence
-from targets.devices import SshDevice, installer, open_device, wheels
+from targets.devices import SshDevice, environment, installer, open_device, wheels
 
 CLOSED = "http://127.0.0.1:9/simple"
 """A package index where nobody listens: the board has no network."""
@@ -165,6 +167,26 @@ def test_a_host_that_hangs_up_ends_pip_and_leaves_nothing(bundle: Path, board: S
     host.wait()
     wait_for(lambda: not any(cache.glob(".making-*")) and not any(tmp.iterdir()))
     assert shelf(board) == ["venv.lock"]
+
+
+def test_a_second_bench_waits_for_the_first_and_the_link_stays_alive(
+    bundle: Path, board: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is installed: the environment's own maker ends with a version that there is not."""
+    (bundle / "evidence.json").write_text('[{"artifact": "onnx:float32", "runtime_version": "0.0.1"}]')
+    converse = environment.converse
+    monkeypatch.setattr(environment, "converse", lambda *a, **k: converse(*a, **k, silence_s=5.0))
+    (board.folder / "cache" / "edge-exporter").mkdir(parents=True)
+    told = Told()
+    with (board.folder / "cache" / "edge-exporter" / "venv.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        threading.Timer(9, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
+        began = time.monotonic()
+        device = device_of(board, f"{board.folder}/bare/bin/python")
+        with pytest.raises(DeviceError, match=r"onnxruntime==0\.0\.1|no package index"):
+            outfit(bundle, device, QUICK, "online", progress=told)
+    assert time.monotonic() - began > 9
+    assert "another bench makes an environment there: waiting" in told.lines
 
 
 def test_without_the_module_venv_debians_package_is_named(bundle: Path, board: Sshd) -> None:

@@ -22,6 +22,7 @@ from exporter.errors import DeviceError, EdgeError
 from exporter.manifest import write_manifest
 from exporter.outfitting import outfit
 from exporter.progress import Silence
+from targets.devices import environment
 from targets.devices.virtual_pi import CORES, VirtualPi, set_up
 
 
@@ -165,7 +166,7 @@ def test_under_voltage_and_the_soft_limit_of_heat_are_no_measurement(bundle: Pat
 
 @pytest.fixture
 def small_disk(sshd: Sshd, tmp_path: Path) -> str:
-    """Return a Python whose TMPDIR is a disk of 20 MB; what it left there is listed in `tmp_path/left`.
+    """Return a Python whose TMPDIR and cache are a disk of 20 MB; what it left there is listed in `tmp_path/left`.
 
     `tmp_path/late` makes it fill up when the second megabyte has arrived.
     """
@@ -175,7 +176,7 @@ def small_disk(sshd: Sshd, tmp_path: Path) -> str:
         tmp_path / "inner",
         f"""#!/bin/sh
 mount -t tmpfs -o size=20m edge {disk} || exit 42
-export TMPDIR={disk}
+export TMPDIR={disk} XDG_CACHE_HOME={disk}/cache
 fill() {{
     head -c 1000000
     until [ -n "$(ls {disk}/edge-export-*/models 2>/dev/null)" ]; do sleep 0.05; done
@@ -188,7 +189,7 @@ else
     {sys.executable} "$@"
 fi
 code=$?
-find {disk} -mindepth 1 -name 'edge-export*' >{tmp_path}/left
+find {disk} -mindepth 1  -name 'edge-export-*' -o -name '.making*' >{tmp_path}/left
 exit $code
 """,
     )
@@ -232,6 +233,24 @@ def test_a_full_disk_is_told_in_figures_and_left_clean(
         assert "filled up while files arrived: 19 MB are needed, 21 MB were free, 0 MB are left" in str(error)
     else:
         assert f"{tmp_path}/disk needs 46 MB free, has 21 MB" in str(error)
+    wait_for((tmp_path / "left").exists)
+    assert (tmp_path / "left").read_text() == ""
+
+
+def test_an_environment_that_does_not_fit_is_refused_before_or_told_and_removed(
+    bundle: Path, sshd: Sshd, small_disk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = device_of(sshd, small_disk)
+    with pytest.raises(DeviceError, match=r"disk/cache/edge-exporter needs 190 MB free, has 21 MB") as raised:
+        outfit(bundle, device, QUICK, "online", progress=Silence())
+    assert "XDG_CACHE_HOME" in raised.value.fix
+    monkeypatch.setattr(environment, "_ROUGH_BYTES", {})
+    monkeypatch.setattr(environment, "_EMPTY_BYTES", 20_000_000)  # a rough figure that is wrong
+    with pytest.raises(DeviceError) as raised:
+        outfit(bundle, device, QUICK, "online", progress=Silence())
+    if "reaches no package index" in str(raised.value):
+        pytest.skip(str(raised.value))
+    assert "filled up: 21 MB were free, about 20 MB are needed" in str(raised.value)
     wait_for((tmp_path / "left").exists)
     assert (tmp_path / "left").read_text() == ""
 

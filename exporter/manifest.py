@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,29 @@ MANIFEST_FORMAT = 1
 _OWN_DIGEST = "manifest_sha256"
 
 
-def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+def write_manifest(folder: Path, facts: Mapping[str, Any], leaving: Collection[Path] = ()) -> None:
     """Write `folder/manifest.json`: `facts` (name, version, …), every file's size and digest, and its own.
 
-    Its own is the SHA-256 of the canonical JSON of everything else in it.
+    Its own is the SHA-256 of the canonical JSON of everything else in it. Files in `leaving` are about to be removed
+    and are not listed.
     """
     files = {
         path.relative_to(folder).as_posix(): {"sha256": digest(path), "size": path.stat().st_size}
         for path in sorted_files(folder)
-        if path != folder / MANIFEST_NAME
+        if path != folder / MANIFEST_NAME and path not in leaving
     }
     body = {"format": MANIFEST_FORMAT, **facts, "files": files}
     write_json(folder / MANIFEST_NAME, {**body, _OWN_DIGEST: _digest_of(body)})
+
+
+def rewrite_manifest(folder: Path, leaving: Collection[Path] = ()) -> None:
+    """Write the manifest of `folder` anew after its files changed, without those in `leaving`; the facts in it stay.
+
+    Raises what `read_manifest` raises.
+    """
+    written = {"format", "files", _OWN_DIGEST}
+    facts = {key: value for key, value in read_manifest(folder).items() if key not in written}
+    write_manifest(folder, facts, leaving)
 
 
 def _digest_of(body: Mapping[str, Any]) -> str:

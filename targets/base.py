@@ -120,8 +120,9 @@ class Capabilities:
 class Budget(BaseModel):
     """Figures a target's artifacts must stay within; `None` means unbounded.
 
-    `size_mb` (10^6 bytes) bounds every artifact file, and is held by the build; the others are held by
-    device runs, which is where they can be measured.
+    `size_mb` (10^6 bytes) bounds every artifact file, and is held by the build. The others bound the best file on each
+    device that was measured, and are held by `edge-export check`: `p90_ms` of one inference, `rss_mb` (10^6 bytes) of
+    the process that ran it, `instructions_m` (millions) of one inference on an emulated core.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -129,6 +130,7 @@ class Budget(BaseModel):
     size_mb: float | None = Field(default=None, gt=0)
     p90_ms: float | None = Field(default=None, gt=0)
     rss_mb: float | None = Field(default=None, gt=0)
+    instructions_m: float | None = Field(default=None, gt=0)
 
 
 class TargetOptions(BaseModel):

@@ -32,6 +32,8 @@ COMMANDS: tuple[str, ...] = (
     "tune",
     "validate",
     "bench",
+    "check",
+    "compare",
     "students",
     "targets",
     "schema",

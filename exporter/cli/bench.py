@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 
-from exporter.cli import figures
-from exporter.cli.console import Column, Console, pass_console, speaking
+from exporter.cli.bench_view import show_bench
+from exporter.cli.console import Console, pass_console, speaking
+from exporter.cli.text import typed_path
 from exporter.errors import UsageError
+from exporter.measured import require_name
 
 _RUNTIMES = ("onnxruntime", "litert")
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "": 1.0}
@@ -53,6 +53,17 @@ _LONGEST_S, _MOST_THREADS = 3600.0, 256
     help="Instead of ~/.ssh/config.",
 )
 @click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="Time another bundle's same artifacts in turns with this one's.",
+)
+@click.option(
+    "--profile", is_flag=True, help="Also where the time goes: operators, layers, int8 against float."
+)
+@click.option("--as", "name", metavar="NAME", help="What to call the device. Default: as it calls itself.")
+@click.option("--attach/--no-attach", default=True, show_default=True, help="Keep the result in the bundle.")
+@click.option(
     "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the result as JSON too."
 )
 @speaking
@@ -71,6 +82,10 @@ def command(
     way: str | None,
     keep: bool,
     ssh_config: Path | None,
+    against: Path | None,
+    profile: bool,
+    name: str | None,
+    attach: bool,
     out: Path | None,
 ) -> None:
     """Time every artifact of BUNDLE on a device, in turns, and check its answers there.
@@ -82,26 +97,47 @@ def command(
 
     An emulated core runs the real aarch64 runtimes and gives the number of ARM instructions of one inference, never a
     time. Its first use downloads about 100 MB from Debian and PyPI into ~/.cache/edge-exporter.
+
+    The result is kept in the bundle under the device's name, where `inspect`, `compare` and `check` read it; it tells
+    the board, not whose it is. `check` holds it against the recipe's budget and a lock file.
     """
     counts, seconds = read_threads(threads), read_duration(duration)
+    if name is not None:
+        require_name(name)
     with console.work() as (progress, _):
         with progress.step("load the devices"):
             from exporter.benching import Wishes, bench_bundle, require_parity
+            from exporter.benching.outfitting import outfit
             from exporter.files import write_json
-            from exporter.outfitting import outfit
+            from exporter.measured import attach as attach_record
+            from exporter.measured import device_name
             from targets.devices import SshOptions, open_device
         device = open_device(where, SshOptions(ssh_config, python), progress.say)
-        wishes = Wishes(counts, seconds, runtime, files, keep=keep)
+        wishes = Wishes(counts, seconds, runtime, files, against=against, profile=profile, keep=keep)
         if way is not None:
             device = outfit(bundle, device, wishes, way, progress=progress)
         report = bench_bundle(bundle, device, wishes, progress=progress)
         if out is not None:
             write_json(out, report)
+        if attach:
+            attach_record(bundle, device_name(report, name), report)
         require_parity(report)
     if console.json:
         console.answer_json(report)
     else:
-        _show(console, report)
+        show_bench(console, report)
+        if attach:
+            _show_budget(console, bundle, device_name(report, name))
+
+
+def _show_budget(console: Console, bundle: Path, name: str) -> None:
+    from exporter.checking.figures import read_figures
+    from exporter.checking.verdicts import State, judge
+
+    verdicts = [item for item in judge(read_figures(bundle), None) if item.device == name and item.limit]
+    marks = {State.FAILED: "over budget", State.PASSED: "within budget", State.UNMEASURED: "not measured"}
+    console.answer_list("budget", [f"{marks[item.state]}: {item.sentence}" for item in verdicts])
+    console.answer_commands("next", [f"edge-export check {typed_path(bundle)}"])
 
 
 def read_threads(text: str) -> tuple[int, ...]:
@@ -120,85 +156,3 @@ def read_duration(text: str) -> float:
     if not 0 < seconds <= _LONGEST_S:
         raise UsageError(f"--duration {text!r} is no time up to an hour", fix="write it like 10s or 2m")
     return seconds
-
-
-def _show(console: Console, report: Mapping[str, Any]) -> None:
-    device = report["device"]
-    name = device["board"] or device["cpu"] or device["machine"]
-    versions = sorted({f"{item['runtime']} {item['version']}" for item in report["measurements"]})
-    console.heading(
-        f"{report['model']} on {report['where']}",
-        f"{name}, kernel {device['kernel']}, {', '.join(versions)}",
-    )
-    console.answer()
-    if any(item["instructions_m"] is not None for item in report["measurements"]):
-        _show_counts(console, report)
-        return
-    columns = (
-        Column("artifact", fold=False),
-        Column("runtime", fold=False),
-        *(
-            Column(title, right=True, fold=False)
-            for title in ("threads", "p50\nms", "p90\nms", "first\nms", "load\nms", "noise", "peak\nMB")
-        ),
-        Column("answers", fold=False),
-    )
-    console.answer_table(columns, [_row(item) for item in report["measurements"]])
-    fastest = report["fastest"]
-    notes = [f"{item['file']}: did not run: {item['why']}" for item in report["skipped"]]
-    if fastest is not None:
-        notes.insert(
-            0, f"fastest here: {fastest['file']} in {fastest['runtime']}, {_threads(fastest['threads'])}"
-        )
-    throttled = [item for item in report["measurements"] if item["throttled"]]
-    if report["kept"]:
-        notes.append(f"kept on the device: {report['kept']}")
-    if throttled:
-        notes.append("blocks were throttled (heat or voltage): their times were thrown away")
-    if report["measurements"] and all(item["throttled"] is None for item in report["measurements"]):
-        notes.append("this device cannot say whether it was throttled")
-    console.answer_list("notes", notes)
-
-
-def _show_counts(console: Console, report: Mapping[str, Any]) -> None:
-    columns = (
-        Column("artifact", fold=False),
-        Column("runtime", fold=False),
-        Column("million\ninstructions", right=True, fold=False),
-        Column("answers", fold=False),
-    )
-    rows = [
-        [
-            item["artifact"],
-            item["runtime"],
-            f"{item['instructions_m']:.2f}",
-            "same" if item["parity"]["passed"] else "WRONG",
-        ]
-        for item in report["measurements"]
-    ]
-    console.answer_table(columns, rows)
-    notes = ["instructions of one inference with one thread; how long they take, only a board can say"]
-    notes += [f"{item['file']}: did not run: {item['why']}" for item in report["skipped"]]
-    if report["kept"]:
-        notes.append(f"kept: {report['kept']}")
-    console.answer_list("notes", notes)
-
-
-def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
-
-
-def _row(item: Mapping[str, Any]) -> list[str]:
-    def number(key: str) -> str:
-        return figures.ABSENT if item[key] is None else f"{item[key]:.3g}"
-
-    return [
-        item["artifact"],
-        item["runtime"],
-        str(item["threads"]),
-        "throttled" if item["p50_ms"] is None else number("p50_ms"),
-        *(number(key) for key in ("p90_ms", "first_ms", "load_ms")),
-        figures.ABSENT if item["noise"] is None else f"{100 * item['noise']:.0f} %",
-        figures.ABSENT if item["peak_rss_mb"] is None else f"{item['peak_rss_mb']:.0f}",
-        "same" if item["parity"]["passed"] else "WRONG",
-    ]

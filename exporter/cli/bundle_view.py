@@ -13,6 +13,7 @@ from exporter.cli.report_view import show_report
 from exporter.cli.text import typed_path
 from exporter.errors import InputError, IntegrityError
 from exporter.manifest import MANIFEST_NAME, read_manifest
+from exporter.measured import read_measured
 
 REPORT_NAME = "report.json"
 
@@ -43,8 +44,9 @@ def _show_build(console: Console, folder: Path) -> None:
 
 def _show_bundle(console: Console, folder: Path) -> None:
     manifest = read_manifest(folder)
+    measured = read_measured(folder)
     if console.json:
-        console.answer_json({"path": str(folder), "manifest": manifest})
+        console.answer_json({"path": str(folder), "manifest": manifest, "measured": measured})
         return
     files = manifest["files"]
     console.heading(
@@ -59,7 +61,38 @@ def _show_bundle(console: Console, folder: Path) -> None:
             for entry in manifest.get("artifacts", [])
         ],
     )
+    if measured:
+        _show_measured(console, measured)
     console.answer_commands("next", [f"edge-export validate {typed_path(folder)}"])
+
+
+def _show_measured(console: Console, measured: Mapping[str, Mapping[str, Any]]) -> None:
+    """Answer with what each device found fastest, or executing the fewest instructions."""
+    columns = (
+        *(Column(title, fold=False) for title in ("measured on", "best file there", "runtime")),
+        *(Column(title, right=True, fold=False) for title in ("p50\nms", "p90\nms", "million\ninstructions")),
+        Column("when", fold=False),
+    )
+    rows = []
+    for name, record in measured.items():
+        items = [item for item in record["measurements"] if _cost(item) is not None]
+        best = min(items, key=lambda item: _cost(item) or 0.0, default=None)
+        if best is not None:
+            rows.append(
+                [
+                    *(name, best["artifact"], best["runtime"]),
+                    *(figures.milliseconds(best[key]) for key in ("p50_ms", "p90_ms")),
+                    figures.ABSENT if best["instructions_m"] is None else f"{best['instructions_m']:.2f}",
+                    str(record["at"]).partition("T")[0],
+                ]
+            )
+    console.answer()
+    console.answer_table(columns, rows)
+
+
+def _cost(item: Mapping[str, Any]) -> float | None:
+    figure: float | None = item["p50_ms"] if item["p50_ms"] is not None else item["instructions_m"]
+    return figure
 
 
 def _size(files: Mapping[str, Mapping[str, Any]], name: str) -> int:

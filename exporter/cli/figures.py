@@ -78,3 +78,14 @@ def small(value: float | None) -> str:
     if value is None:
         return ABSENT
     return "0" if value == 0 else f"{value:.2g}"
+
+
+def figure_name(kind: str) -> str:
+    """Return a figure's key with its unit set apart: `p50_ms` as `p50 ms`, `sqnr_db` as `SQNR dB`."""
+    named = {
+        "sqnr_db": "SQNR dB",
+        "instructions_m": "instructions M",
+        "rss_mb": "RSS MB",
+        "size_mb": "size MB",
+    }
+    return named.get(kind, kind.replace("_", " "))

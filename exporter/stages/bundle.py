@@ -57,6 +57,7 @@ def write_bundle(
             "version": plan.recipe.model.version,
             "target": target_name,
             "tool": f"edge-exporter {__version__}",
+            "budget": options.budget.model_dump(exclude_none=True),
             "artifacts": [
                 {
                     "artifact": str(delivery.artifact.spec),

@@ -37,6 +37,8 @@ SPARE_BYTES = 16_000_000
 LITERT_MODULES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
 COUNTER_MAGIC = 0x45444745
 COUNTED_RUNS = (1, 2, 1, 2)
+PROFILED_RUNS = (5, 50)
+PROFILED_SECONDS = 2.0
 RUNTIMES_OF = {"onnx": ("onnxruntime",), "ort": ("onnxruntime",), "tflite": ("litert",)}
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 VCGENCMD_SECONDS = 5.0
@@ -140,11 +142,13 @@ def was_throttled(before: Json, after: Json) -> bool | None:
 class OnnxModel:
     """A `.onnx` or `.ort` file in onnxruntime on the CPU, as an app would load it."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, trace: str | None = None) -> None:
         runtime = importlib.import_module("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
+        if trace is not None:
+            options.enable_profiling, options.profile_file_prefix = True, trace
         self.version = runtime.__version__
         self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._outputs = [item.name for item in self._session.get_outputs()]
@@ -160,6 +164,10 @@ class OnnxModel:
     def named(self, results: Any) -> Json:
         """Return results by name."""
         return {name: results[index] for index, name in enumerate(self._outputs)}
+
+    def trace(self) -> str:
+        """Return the file that the runtime wrote about every operator, if it was made with `trace`."""
+        return str(self._session.end_profiling())
 
 
 class LitertModel:
@@ -220,6 +228,8 @@ def work() -> None:
                 model, feed, answer = load(order)
             elif order["do"] == "count":
                 answer = {"instructions": count(model, feed, order["counts"])}
+            elif order["do"] == "profile":
+                answer = {"nodes": profile(order, feed)}
             else:
                 answer = {"times_us": block(model, feed, order["seconds"], order["runs"])}
         except Exception as error:  # noqa: BLE001 - the runtimes raise types of their own
@@ -287,6 +297,34 @@ def block(model: Any, feed: Any, seconds: float, runs: int) -> list[float]:
         run(feed)
         times.append((clock() - began) / 1e3)
     return times
+
+
+def profile(order: Json, feed: Any) -> list[Json]:
+    """Return the microseconds of every operator of one inference, the first inference left out, as the runtime says."""
+    model = OnnxModel(order["path"], order["threads"], order["trace"])
+    end = time.perf_counter() + PROFILED_SECONDS
+    runs = 0
+    while runs < PROFILED_RUNS[0] or (runs < PROFILED_RUNS[1] and time.perf_counter() < end):
+        model.run(feed)
+        runs += 1
+    path = Path(model.trace())
+    events = json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+    nodes: dict[str, Json] = {}
+    ending = "_kernel_time"
+    for event in events:
+        if event.get("cat") != "Node" or not event["name"].endswith(ending):
+            continue
+        told = event["args"]
+        name = event["name"][: -len(ending)]
+        types = [kind for tensor in told.get("input_type_shape", []) for kind in tensor]
+        node = nodes.setdefault(name, {"name": name, "op": told["op_name"], "inputs": types, "us": []})
+        node["us"].append(event["dur"])
+    for node in nodes.values():
+        per_run = max(1, len(node["us"]) // runs)
+        later = node["us"][per_run:] or node["us"]
+        node["us"] = sum(later) / max(1, len(later) // per_run)
+    return list(nodes.values())
 
 
 def count(model: Any, feed: Any, path: str) -> list[float]:
@@ -576,6 +614,27 @@ def count_all(workers: list[Worker], say: Say) -> list[tuple[Worker, str]]:
     return failed
 
 
+def profile_all(workers: list[Worker], folder: Path, say: Say) -> list[Json]:
+    """Return a profile of every file in every runtime, with the number of threads that was fastest, or why there is none."""
+    fastest: dict[tuple[str, str], Worker] = {}
+    for worker in (one for one in workers if one.times):
+        known = fastest.setdefault((worker.entry["file"], worker.runtime), worker)
+        if statistics.median(worker.times) < statistics.median(known.times):
+            fastest[worker.entry["file"], worker.runtime] = worker
+    profiles = []
+    for (file, runtime), worker in fastest.items():
+        told: Json = {"file": file, "runtime": runtime, "threads": worker.threads, "nodes": [], "why": None}
+        if runtime != "onnxruntime":
+            told["why"] = "LiteRT's Python interpreter has no profiler"
+        else:
+            say({"event": "step", "label": f"profile {file}"})
+            order = load_order(worker.entry, runtime, worker.threads, folder)
+            answer = worker.ask({**order, "do": "profile", "trace": str(folder / "trace")})
+            told["nodes"], told["why"] = answer.get("nodes", []), answer.get("failed")
+        profiles.append(told)
+    return profiles
+
+
 def measurement(worker: Worker) -> Json:
     """Return one worker's figures; those of time are None if every block was throttled."""
     times = sorted(worker.times)
@@ -620,11 +679,13 @@ def measure(request: Json, folder: Path, say: Say) -> Json:
             {"file": worker.entry["file"], "runtime": worker.runtime, "why": why} for worker, why in failed
         ]
         dead = [worker for worker, _ in failed]
-        measured = [measurement(worker) for worker in workers if not any(worker is one for one in dead)]
+        alive = [worker for worker in workers if not any(worker is one for one in dead)]
+        measured = [measurement(worker) for worker in alive]
+        profiles = profile_all(alive, folder, say) if request.get("profile") else []
     finally:
         for worker in workers:
             worker.close()
-    return {"device": board.describe(), "measurements": measured, "skipped": skipped}
+    return {"device": board.describe(), "measurements": measured, "skipped": skipped, "profiles": profiles}
 
 
 def answer(request: Json, folder: Path, say: Say) -> Json:

@@ -77,6 +77,25 @@ class Skipped(_Strict):
     """Of the runtime there, if it could be imported."""
 
 
+class Node(_Strict):
+    """One operator of a runtime's own graph: its name and type there, the dtypes of its inputs, µs in one inference."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    us: Amount
+
+
+class Profile(_Strict):
+    """Where the time of one file goes; `why` there are no nodes."""
+
+    file: str
+    runtime: str
+    threads: Count
+    nodes: tuple[Node, ...]
+    why: str | None
+
+
 class Board(_Strict):
     """The device, as it describes itself."""
 
@@ -98,3 +117,4 @@ class Results(_Strict):
     skipped: tuple[Skipped, ...]
     kept: str | None = None
     """The scratch folder there, if it was to stay."""
+    profiles: tuple[Profile, ...] = ()

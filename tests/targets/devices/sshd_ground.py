@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import json
 import os
 import shutil
 import socket
@@ -19,6 +20,7 @@ import pytest
 
 from exporter.benching import Wishes, bench_bundle
 from exporter.errors import EdgeError
+from exporter.manifest import write_manifest
 from exporter.progress import Silence
 from targets.devices import SshDevice, SshOptions, open_device
 
@@ -153,3 +155,11 @@ def vcgencmd(sshd: Sshd, answers: list[str]) -> None:
         f'[ "$(wc -l < {told})" -gt 1 ] && sed -i 1d {told}\nexit 0\n',
     )
     sshd.restart(PATH=f"{sshd.folder}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+
+def remade(bundle: Path) -> None:
+    """Write the manifest of a bundle that was changed."""
+    facts = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").unlink()
+    left = {key: value for key, value in facts.items() if key not in {"files", "format", "manifest_sha256"}}
+    write_manifest(bundle, left)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from click.testing import CliRunner, Result
 from exporter.cli import main
 from exporter.cli.bench import read_duration, read_threads
 from exporter.errors import DeviceError, UsageError
+from exporter.manifest import check_manifest
 from targets.devices import open_device
 
 
@@ -57,12 +59,40 @@ def test_the_table_names_the_fastest_and_json_is_what_out_writes(bundle: Path, t
     quick = ("--on", "local", "--threads", "1", "--duration", "50ms")
     shown = _bench(bundle, *quick)
     assert shown.exit_code == 0, shown.output
-    assert "fastest here: tiny-float32." in shown.output
+    assert "fastest here, and recommended: tiny-float32." in shown.output
     assert "onnx:float32" in shown.output
     written = _bench(bundle, *quick, "--runtime", "onnxruntime", "--json", "-o", str(out))
     assert written.exit_code == 0, written.output
     assert json.loads(written.stdout) == json.loads(out.read_text())
     assert [item["runtime"] for item in json.loads(out.read_text())["measurements"]] == ["onnxruntime"]
+
+
+def test_the_result_is_kept_in_the_bundle_without_whose_device_it_is(bundle: Path) -> None:
+    quick = ("--on", "local", "--threads", "1", "--duration", "50ms")
+    left = _bench(bundle, *quick, "--no-attach")
+    assert left.exit_code == 0, left.output
+    assert not (bundle / "measured").exists()
+    for _ in range(2):
+        kept = _bench(bundle, *quick, "--as", "desk-lamp")
+        assert kept.exit_code == 0, kept.output
+    (path,) = (bundle / "measured").iterdir()
+    assert path.name.startswith("desk-lamp-")
+    assert check_manifest(bundle) > 0
+    record = json.loads(path.read_text())
+    assert (record["name"], record["where"]) == ("desk-lamp", "local")
+    shown = CliRunner().invoke(main, ["inspect", str(bundle)])
+    assert "desk-lamp" in shown.output, shown.output
+
+
+def test_a_profile_tells_operators_and_another_bundle_is_timed_in_turns(bundle: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(bundle, other)
+    quick = ("--on", "local", "--threads", "1", "--duration", "100ms", "--no-attach")
+    shown = _bench(bundle, *quick, "--profile", "--against", str(other))
+    assert shown.exit_code == 0, shown.output
+    assert "against tiny 1.0.0, in turns" in shown.output
+    assert "where the time of tiny-float32.onnx goes" in shown.output
+    assert "LiteRT's Python interpreter has no profiler" in shown.output.replace("\n   ", " ")
 
 
 def test_an_emulated_core_is_shown_in_instructions_and_never_in_milliseconds(bundle: Path) -> None:
@@ -98,6 +128,8 @@ def test_the_overhead_script_measures(bundle: Path) -> None:
         (("--on", "local", "--artifact", "onnx:int3"), "has no artifact"),
         (("--on", "local", "--threads", "none"), "no numbers of threads"),
         (("--on", "local", "--duration", "soon"), "no time up to an hour"),
+        (("--on", "local", "--as", "../up"), "no plain name"),
+        (("--on", "local", "--as", "-x"), "no plain name"),
     ],
 )
 def test_bad_wishes_end_with_2_and_say_why(bundle: Path, arguments: tuple[str, ...], cause: str) -> None:

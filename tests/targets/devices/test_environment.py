@@ -20,12 +20,12 @@ import numpy as np
 import onnxruntime
 import pytest
 from click.testing import CliRunner
-from sshd_ground import QUICK, Sshd, device_of, probes, program, wait_for
+from sshd_ground import QUICK, Sshd, device_of, probes, program, remade, wait_for
 
 from exporter.benching import Wishes, bench_bundle
+from exporter.benching.outfitting import outfit, requirements
 from exporter.cli import main
 from exporter.errors import DeviceError, EdgeError, UsageError
-from exporter.outfitting import outfit, requirements
 from exporter.progress import Silence
 from targets.devices import SshDevice, environment, installer, open_device, wheels
 
@@ -84,6 +84,11 @@ def refused(bundle: Path, board: Sshd, way: str, python: str = "") -> EdgeError:
     return raised.value
 
 
+def say_evidence(bundle: Path, text: str) -> None:
+    (bundle / "evidence.json").write_text(text)
+    remade(bundle)
+
+
 def shelf(board: Sshd) -> list[str]:
     """Return what lies in the board's cache; an environment's name is cut."""
     folder = board.folder / "cache" / "edge-exporter"
@@ -133,7 +138,7 @@ def test_a_board_without_network_is_told_so_and_is_carried_the_wheels(
     assert report["skipped"] == []
     (kept,) = (board.folder / "tmp").iterdir()
     assert str(kept) == report["kept"]
-    assert {path.name for path in kept.iterdir()} >= {"models", "golden", "probe.py"}
+    assert {path.name for path in kept.iterdir()} >= {"own", "probe.py"}
     assert [*(tmp_path / "host-cache").rglob("onnxruntime*.whl")]
 
 
@@ -173,7 +178,7 @@ def test_a_second_bench_waits_for_the_first_and_the_link_stays_alive(
     bundle: Path, board: Sshd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is installed: the environment's own maker ends with a version that there is not."""
-    (bundle / "evidence.json").write_text('[{"artifact": "onnx:float32", "runtime_version": "0.0.1"}]')
+    say_evidence(bundle, '[{"artifact": "onnx:float32", "runtime_version": "0.0.1"}]')
     converse = environment.converse
     monkeypatch.setattr(environment, "converse", lambda *a, **k: converse(*a, **k, silence_s=5.0))
     (board.folder / "cache" / "edge-exporter").mkdir(parents=True)
@@ -202,7 +207,7 @@ def test_without_the_module_venv_debians_package_is_named(bundle: Path, board: S
 
 def test_a_version_that_no_wheel_has_is_named(bundle: Path, board: Sshd) -> None:
     evidence = [{"artifact": "onnx:float32", "runtime": "onnxruntime-cpu", "runtime_version": "0.0.1"}]
-    (bundle / "evidence.json").write_text(json.dumps(evidence))
+    say_evidence(bundle, json.dumps(evidence))
     for way in ("online", "carry"):
         error = refused(bundle, board, way)
         if "reaches no package index" in str(error):
@@ -260,13 +265,13 @@ def test_only_a_device_behind_ssh_is_given_one(bundle: Path) -> None:
 def test_the_versions_are_those_that_built_the_bundle(bundle: Path) -> None:
     told = [("onnx:float32", "1.24.0+cpu"), ("tflite:float32", "2.1.0")]
     evidence = [{"artifact": name, "runtime_version": version} for name, version in told]
-    (bundle / "evidence.json").write_text(json.dumps(evidence))
+    say_evidence(bundle, json.dumps(evidence))
     every = dataclasses.replace(QUICK, files=())
     assert requirements(bundle, every) == ["numpy", "onnxruntime==1.24.0", "ai-edge-litert==2.1.0"]
     assert requirements(bundle, QUICK) == ["numpy", "onnxruntime==1.24.0"]
     litert = dataclasses.replace(every, runtime="litert")
     assert requirements(bundle, litert) == ["numpy", "ai-edge-litert==2.1.0"]
-    (bundle / "evidence.json").write_text('[{"artifact": "onnx:float32", "runtime_version": "1 --x"}]')
+    say_evidence(bundle, '[{"artifact": "onnx:float32", "runtime_version": "1 --x"}]')
     assert requirements(bundle, QUICK) == ["numpy", f"onnxruntime=={onnxruntime.__version__}"]
 
 
@@ -298,7 +303,7 @@ def test_kept_files_stay_on_this_host_too_and_are_told(bundle: Path, tmp_path: P
     assert shown.exit_code == 0, shown.output
     (kept,) = scratch.iterdir()
     assert f"kept on the device: {kept}" in shown.output
-    assert np.load(next(kept.glob("golden/0/input.*.npy"))).shape == (1, 1, 2, 2)
+    assert np.load(next(kept.glob("own/golden/0/input.*.npy"))).shape == (1, 1, 2, 2)
     shutil.rmtree(kept)
     plain = runner.invoke(main, [*quick, "--json"])
     assert json.loads(plain.stdout)["kept"] is None

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from sshd_ground import QUICK, Sshd, measured, probes, program, refusal, vcgencmd, wait_for
 
-from exporter import benching
 from exporter.benching import Wishes, bench_bundle
+from exporter.benching import bench as benching
 from exporter.errors import DeviceError, TimeLimitError, UsageError
 from exporter.progress import Silence
 from targets.devices import SshOptions, open_device

@@ -15,12 +15,11 @@ import time
 from pathlib import Path
 
 import pytest
-from sshd_ground import QUICK, Sshd, device_of, measured, probes, program, refusal, vcgencmd, wait_for
+from sshd_ground import QUICK, Sshd, device_of, measured, probes, program, refusal, remade, vcgencmd, wait_for
 
 from exporter.benching import Wishes
+from exporter.benching.outfitting import outfit
 from exporter.errors import DeviceError, EdgeError
-from exporter.manifest import write_manifest
-from exporter.outfitting import outfit
 from exporter.progress import Silence
 from targets.devices import environment
 from targets.devices.virtual_pi import CORES, VirtualPi, set_up
@@ -120,14 +119,6 @@ def test_an_older_runtime_is_told_with_the_version_that_built_the_bundle(bundle:
     assert "built with 1.32.0" in skipped["why"]
 
 
-def remade(bundle: Path) -> None:
-    """Write the manifest of a bundle that was changed."""
-    facts = json.loads((bundle / "manifest.json").read_text())
-    (bundle / "manifest.json").unlink()
-    left = {key: value for key, value in facts.items() if key not in {"files", "format", "manifest_sha256"}}
-    write_manifest(bundle, left)
-
-
 # -- firmware --
 
 
@@ -179,7 +170,7 @@ mount -t tmpfs -o size=20m edge {disk} || exit 42
 export TMPDIR={disk} XDG_CACHE_HOME={disk}/cache
 fill() {{
     head -c 1000000
-    until [ -n "$(ls {disk}/edge-export-*/models 2>/dev/null)" ]; do sleep 0.05; done
+    until [ -n "$(ls {disk}/edge-export-*/own/models 2>/dev/null)" ]; do sleep 0.05; done
     head -c 100000000 /dev/zero >{disk}/others 2>/dev/null
     cat
 }}

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.artifacts import Format
-from exporter.benching import Wishes, choose
+from exporter.benching.bench import Wishes
+from exporter.benching.subjects import Role, open_bundle
 from exporter.errors import UsageError
-from exporter.manifest import read_manifest
 from exporter.progress import Progress
-from exporter.replay import read_golden, read_versions
 from exporter.runtimes.worker import installed_version
 from targets.devices import Device, SshDevice
 from targets.devices.environment import Way, prepare
@@ -39,13 +38,11 @@ def outfit(bundle: Path, device: Device, wishes: Wishes, way: str, *, progress: 
 
 def requirements(bundle: Path, wishes: Wishes) -> list[str]:
     """Return what pip must install to run the chosen files: the versions that built them, else this host's own."""
-    entries, _, _ = read_golden(bundle, read_manifest(bundle))
-    built_with = read_versions(bundle)
     wanted = {"numpy": "numpy"}
-    for entry in choose(entries, wishes.files):
-        runtime, distribution = _NEEDS.get(entry.spec.format, ("", ""))
-        if not distribution or distribution in wanted or wishes.runtime not in {None, runtime}:
+    for subject in open_bundle(bundle, Role.OWN, wishes.files).subjects:
+        runtime, distribution = _NEEDS[subject.entry.spec.format]
+        if distribution in wanted or wishes.runtime not in {None, runtime}:
             continue
-        version = built_with.get(str(entry.spec)) or installed_version(distribution).partition("+")[0]
+        version = subject.built_with or installed_version(distribution).partition("+")[0]
         wanted[distribution] = distribution if version == "absent" else f"{distribution}=={version}"
     return list(wanted.values())

@@ -57,7 +57,7 @@ def attach(bundle: Path, name: str, report: Mapping[str, Any]) -> Path:
     The record is written before the manifest that lists it, under a name of its own, and the older one is removed
     last: a kill in between leaves a file that `validate` names and says to remove, and damages nothing.
     """
-    record = canonical_json({**report, "name": name, "where": kind_of(report["where"])})
+    record = canonical_json({**report, "name": name, "where": kind_of(report["where"]), "kept": None})
     folder = bundle / FOLDER
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}-{hashlib.sha256(record).hexdigest()[:_DIGITS]}.json"

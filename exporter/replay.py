@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from exporter.manifest import MANIFEST_NAME, check_manifest, read_manifest
 from exporter.metrics import compare_outputs
 from exporter.progress import Progress
 from exporter.runtimes.worker import read_samples, run_artifact, write_sample
+
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.]{0,40}")
 
 
 def replay_bundle(bundle: Path, *, progress: Progress) -> dict[str, Any]:
@@ -100,6 +103,16 @@ def read_golden(
                 fix="build the bundle again",
             )
     return entries, tolerances, samples
+
+
+def read_versions(bundle: Path) -> dict[str, str]:
+    """Return the version of the runtime that each artifact ran in when it was built; nothing for what names none."""
+    try:
+        evidence = json.loads((bundle / "evidence.json").read_text(encoding="utf-8"))
+        told = {str(item["artifact"]): str(item["runtime_version"]).partition("+")[0] for item in evidence}
+    except (KeyError, TypeError, ValueError, OSError):
+        return {}
+    return {artifact: version for artifact, version in told.items() if _VERSION.fullmatch(version)}
 
 
 def _replay(

@@ -61,7 +61,9 @@ def main(name: str, core: str, out: Path) -> None:
     for kind in ("onnx", "tflite"):
         plain, integer = counts.get(f"{kind}:float32"), counts.get(f"{kind}:static_wi8_ai8")
         if plain and integer:
-            click.echo(f".{kind} on {core}: float32 {plain:.2f} M, int8 {integer:.2f} M: {integer / plain:.4f}×")
+            click.echo(
+                f".{kind} on {core}: float32 {plain:.2f} M, int8 {integer:.2f} M: {integer / plain:.4f}×"
+            )
     for item in report["skipped"]:
         click.echo(f"{item['file']}: {item['why']}")
 

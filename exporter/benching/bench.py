@@ -19,7 +19,7 @@ from exporter.files import scratch_folder
 from exporter.progress import Progress
 from targets.devices import AdbBenchmark, Device, Instrument
 from targets.devices.base import converse
-from targets.devices.results import Results
+from targets.devices.results import Results, Skipped
 
 _BLOCKS = 5
 _LEAST_RUNS = 3
@@ -38,6 +38,8 @@ class Wishes:
     """Pause after a throttled block."""
     root: str = "/"
     """Where the device's own figures are read: another folder only in tests."""
+    keep: bool = False
+    """Whether the scratch folder stays on the device."""
     against: Path | None = None
     """Another bundle, whose same artifacts are timed in turns with this one's."""
     profile: bool = False
@@ -57,9 +59,9 @@ def bench_bundle(
             "--profile needs a clock, and an emulated core has none",
             fix="profile on local or on a board",
         )
-    if wishes.profile and isinstance(device, Instrument):
+    if (wishes.profile or wishes.keep) and isinstance(device, Instrument):
         raise UsageError(
-            "--profile and --benchmark do not go together: the program tells times of whole inferences",
+            f"--{'profile' if wishes.profile else 'keep'} is nothing that the program of --benchmark can do",
             fix="leave one of them out",
         )
     with contextlib.ExitStack() as stack:
@@ -134,6 +136,7 @@ def _request(subjects: Sequence[Subject], wishes: Wishes) -> dict[str, Any]:
         "least_runs": _LEAST_RUNS,
         "retries": _RETRIES,
         "cool_s": wishes.cool_s,
+        "keep": wishes.keep,
         "root": wishes.root,
         "profile": wishes.profile,
     }
@@ -154,12 +157,23 @@ def _checked(
     told = {item.file for item in results.measurements} | {item.file for item in results.profiles}
     if strange := told - {subject.key for subject in subjects}:
         raise DeviceError(f"{device.where} answered of {min(strange)!r}, which nobody asked", fix=distrust)
+    skipped = tuple(_told(item, subjects) for item in results.skipped)
+    results = results.model_copy(update={"skipped": skipped})
     if not any(item.file in own for item in results.measurements):
         reasons = "; ".join(dict.fromkeys(f"{item.file}: {item.why}" for item in results.skipped))
         raise DeviceError(
             f"{device.where} could run nothing of the bundle (Python {results.device.python}, "
             f"{results.device.machine}): {reasons or 'no artifact for its runtimes'}",
-            fix="install onnxruntime or ai-edge-litert there (64-bit, Python 3.11 or newer), or name a Python that has "
-            "them with --python",
+            fix="install onnxruntime or ai-edge-litert there (64-bit, Python 3.11 or newer), over ssh:// with "
+            "--bootstrap, or name a Python that has them with --python",
         )
     return results
+
+
+def _told(item: Skipped, subjects: Sequence[Subject]) -> Skipped:
+    """Return `item` with its reason led by the runtime's version there and the one that the build used."""
+    if item.version is None:
+        return item
+    built_with = next((subject.built_with for subject in subjects if subject.key == item.file), None)
+    built = f", built with {built_with}" if built_with and built_with != item.version else ""
+    return item.model_copy(update={"why": f"{item.runtime} {item.version} there{built}: {item.why}"})

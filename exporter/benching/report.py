@@ -29,7 +29,7 @@ def bench_report(
     )
     skipped = [item.model_dump(mode="json") for item in results.skipped]
     skipped += [
-        {"file": entry.file, "runtime": None, "why": "Core ML runs on Apple systems"}
+        {"file": entry.file, "runtime": None, "version": None, "why": "Core ML runs on Apple systems"}
         for entry in own.elsewhere
     ]
     comparisons = _float_comparisons(measured, _of_role(results, by_key, Role.FLOAT_TWIN), by_key)
@@ -46,6 +46,7 @@ def bench_report(
         "fewest_instructions": None if fewest is None else {"file": fewest.file, "runtime": fewest.runtime},
         "int8_against_float": comparisons,
         "profiles": _profiles(results, by_key),
+        "kept": results.kept,
     }
     if other is not None:
         report["against"] = {

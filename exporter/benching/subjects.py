@@ -13,7 +13,7 @@ from exporter.errors import UsageError
 from exporter.files import sorted_files
 from exporter.golden import read_array
 from exporter.manifest import check_manifest, read_manifest
-from exporter.replay import BundleEntry, read_golden
+from exporter.replay import BundleEntry, read_golden, read_versions
 from targets.devices.base import Parcel
 
 FLOAT_BITS = 16
@@ -39,6 +39,8 @@ class Subject:
     golden: Path
     samples: Sequence[Mapping[str, Any]]
     tolerance: float | None
+    built_with: str | None
+    """The version of the runtime that it ran in when it was built."""
 
     @property
     def key(self) -> str:
@@ -98,6 +100,7 @@ def open_bundle(bundle: Path, role: Role, wanted: Sequence[str]) -> Opened:
     manifest = read_manifest(bundle)
     check_manifest(bundle)
     entries, tolerances, samples = read_golden(bundle, manifest)
+    built_with = read_versions(bundle)
     for name in wanted:
         if not any(name in {entry.file, str(entry.spec)} for entry in entries):
             raise UsageError(
@@ -106,7 +109,15 @@ def open_bundle(bundle: Path, role: Role, wanted: Sequence[str]) -> Opened:
             )
     chosen = [entry for entry in entries if not wanted or {entry.file, str(entry.spec)} & set(wanted)]
     subjects = tuple(
-        Subject(role, entry, bundle / "models", bundle / "golden", samples, tolerances.get(entry.file))
+        Subject(
+            role,
+            entry,
+            bundle / "models",
+            bundle / "golden",
+            samples,
+            tolerances.get(entry.file),
+            built_with.get(str(entry.spec)),
+        )
         for entry in chosen
         if entry.spec.format is not Format.MLPACKAGE
     )

@@ -39,6 +39,16 @@ _LONGEST_S, _MOST_THREADS = 3600.0, 256
 )
 @click.option("--python", default="python3", show_default=True, metavar="PATH", help="Python on the device.")
 @click.option(
+    "--bootstrap",
+    "way",
+    is_flag=False,
+    flag_value="online",
+    type=click.Choice(("online", "carry")),
+    help="Make an environment with the runtimes there (ssh://) and measure with it. carry: this host fetches the wheels "
+    "for a device without network.",
+)
+@click.option("--keep", is_flag=True, help="Leave models, golden arrays and the probe on the device.")
+@click.option(
     "--ssh-config",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
@@ -77,6 +87,8 @@ def command(
     threads: str,
     duration: str,
     python: str,
+    way: str | None,
+    keep: bool,
     ssh_config: Path | None,
     benchmark: Path | None,
     against: Path | None,
@@ -88,7 +100,9 @@ def command(
     """Time every artifact of BUNDLE on a device, in turns, and check its answers there.
 
     The device needs Python 3.9 with numpy and onnxruntime or ai-edge-litert; nothing is installed and nothing is left
-    behind. A block in which the board was throttled counts for nothing and is repeated.
+    behind. With --bootstrap it needs only Python with venv: an environment with the bundle's runtimes is made below
+    ~/.cache/edge-exporter there, and used again next time. A block in which the board was throttled counts for nothing
+    and is repeated.
 
     An emulated core runs the real aarch64 runtimes and gives the number of ARM instructions of one inference, never a
     time. Its first use downloads about 100 MB from Debian and PyPI into ~/.cache/edge-exporter.
@@ -102,12 +116,15 @@ def command(
     with console.work() as (progress, _):
         with progress.step("load the devices"):
             from exporter.benching import Wishes, bench_bundle, require_parity
+            from exporter.benching.outfitting import outfit
             from exporter.files import write_json
             from exporter.measured import attach as attach_record
             from exporter.measured import device_name
             from targets.devices import SshOptions, open_device
         device = open_device(where, SshOptions(ssh_config, python), progress.say, benchmark)
-        wishes = Wishes(counts, seconds, runtime, files, against=against, profile=profile)
+        wishes = Wishes(counts, seconds, runtime, files, against=against, profile=profile, keep=keep)
+        if way is not None:
+            device = outfit(bundle, device, wishes, way, progress=progress)
         report = bench_bundle(bundle, device, wishes, progress=progress)
         if out is not None:
             write_json(out, report)

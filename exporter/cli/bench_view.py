@@ -56,6 +56,8 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
     notes += [_against_float(item, best_ms) for item in report["int8_against_float"]]
     notes += [f"{item['file']}: did not run: {item['why']}" for item in report["skipped"]]
     notes += [f"{item['file']}: no profile: {item['why']}" for item in report["profiles"] if item["why"]]
+    if report["kept"]:
+        notes.append(f"kept on the device: {report['kept']}")
     if any(item["throttled"] for item in report["measurements"]):
         notes.append("blocks were throttled (heat or voltage): their times were thrown away")
     if report["measurements"] and all(item["throttled"] is None for item in report["measurements"]):
@@ -169,6 +171,8 @@ def _show_counts(console: Console, report: Mapping[str, Any]) -> None:
     console.answer_table(columns, rows)
     notes = ["instructions of one inference with one thread; how long they take, only a board can say"]
     notes += [f"{item['file']}: did not run: {item['why']}" for item in report["skipped"]]
+    if report["kept"]:
+        notes.append(f"kept: {report['kept']}")
     console.answer_list("notes", notes)
 
 

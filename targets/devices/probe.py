@@ -4,12 +4,13 @@ It arrives on standard input together with the files, runs under any Python from
 answers in lines of `EDGE1 {json}` on standard output; everything else there is noise and is ignored. Each model, runtime
 and number of threads is loaded in a process of its own, and all of them are timed in blocks that take turns, so that
 heat and other programs hit all alike. Around every block the board is asked whether it was throttled; a block that was
-counts for nothing, and is repeated after a pause.
+counts for nothing, and is repeated after a pause. To make an environment it runs `installer.py`, which then comes along.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib
 import json
@@ -40,6 +41,7 @@ PROFILED_RUNS = (5, 50)
 PROFILED_SECONDS = 2.0
 RUNTIMES_OF = {"onnx": ("onnxruntime",), "ort": ("onnxruntime",), "tflite": ("litert",)}
 ENDING = (signal.SIGTERM, signal.SIGHUP)
+VCGENCMD_SECONDS = 5.0
 THROTTLED_NOW = 0xF
 THROTTLED_SINCE_BOOT = 0xF0000
 
@@ -60,6 +62,7 @@ class Board:
 
     def __init__(self, root: str = "/") -> None:
         self.root = Path(root)
+        self._is_mute = False
 
     def describe(self) -> Json:
         """Return what stays the same during a measurement."""
@@ -94,16 +97,21 @@ class Board:
         }
 
     def _throttled(self) -> int | None:
-        """Return the bits of `vcgencmd get_throttled`, or None where there is no such command."""
+        """Return the bits of `vcgencmd get_throttled`, or None where there is none; one that hangs is not asked again."""
         command = shutil.which("vcgencmd")
-        if command is None:
+        if command is None or self._is_mute:
             return None
         try:
-            answer = subprocess.run(
-                [command, "get_throttled"], capture_output=True, text=True, timeout=10, check=False
+            child = subprocess.Popen(
+                [command, "get_throttled"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
             )
-            return int(answer.stdout.strip().rpartition("=")[2], 16)
-        except (OSError, ValueError, subprocess.TimeoutExpired):
+            try:
+                return int(child.communicate(timeout=VCGENCMD_SECONDS)[0].strip().rpartition("=")[2], 16)
+            except subprocess.TimeoutExpired:
+                self._is_mute = True
+                child.kill()  # and no wait: one that hangs in the firmware's driver cannot be killed
+                return None
+        except (OSError, ValueError):
             return None
 
     def _text(self, relative: str) -> str | None:
@@ -450,26 +458,43 @@ def receive(stream: IO[bytes], folder: Path, files: list[Json]) -> None:
             f"{folder.parent} needs {need / 1e6:.0f} MB free, has {room / 1e6:.0f} MB",
             "free some, or set TMPDIR on the device to a larger disk",
         )
-    for item in files:
-        path = folder / item["path"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        digest, left = hashlib.sha256(), item["bytes"]
-        with path.open("wb") as out:
-            while left:
-                chunk = stream.read(min(left, 1 << 20))
-                if not chunk:
-                    raise ProbeError("the link broke while {} was sent".format(item["path"]), "try again")
-                digest.update(chunk)
-                out.write(chunk)
-                left -= len(chunk)
-        if digest.hexdigest() != item["sha256"]:
-            raise ProbeError("{} arrived with other bytes".format(item["path"]), "try again", "integrity")
+    try:
+        for item in files:
+            receive_one(stream, folder / item["path"], item)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        left = shutil.disk_usage(folder).free
+        raise ProbeError(
+            f"{folder.parent} filled up while files arrived: {need / 1e6:.0f} MB are needed, {room / 1e6:.0f} MB were "
+            f"free, {left / 1e6:.0f} MB are left",
+            "free some, or set TMPDIR on the device to a larger disk",
+        ) from None
 
 
-def runtimes_here(wanted: list[str], folder: Path) -> tuple[list[str], dict[str, str]]:
-    """Return which runtimes can be imported, each tried in a process of its own, and why others cannot."""
-    tries = {"onnxruntime": "import onnxruntime", "litert": "import probe; probe.import_litert()"}
-    found, missing = [], {}
+def receive_one(stream: IO[bytes], path: Path, item: Json) -> None:
+    """Write the file that follows on `stream` to `path`, checking its digest."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest, left = hashlib.sha256(), item["bytes"]
+    with path.open("wb") as out:
+        while left:
+            chunk = stream.read(min(left, 1 << 20))
+            if not chunk:
+                raise ProbeError("the link broke while {} was sent".format(item["path"]), "try again")
+            digest.update(chunk)
+            out.write(chunk)
+            left -= len(chunk)
+    if digest.hexdigest() != item["sha256"]:
+        raise ProbeError("{} arrived with other bytes".format(item["path"]), "try again", "integrity")
+
+
+def runtimes_here(wanted: list[str], folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the versions of runtimes that can be imported, each in a process of its own, and why others cannot."""
+    tries = {
+        "onnxruntime": "import onnxruntime; print(onnxruntime.__version__)",
+        "litert": "import probe; from importlib.metadata import version; print(version(probe.import_litert()[0]))",
+    }
+    found, missing = {}, {}
     for name in wanted:
         ran = subprocess.run(
             [*python(), "-c", "import numpy\n" + tries[name]],
@@ -479,7 +504,7 @@ def runtimes_here(wanted: list[str], folder: Path) -> tuple[list[str], dict[str,
             check=False,
         )
         if ran.returncode == 0:
-            found.append(name)
+            found[name] = (ran.stdout.strip().splitlines() or [""])[-1][:40]
         elif ran.returncode < 0:
             missing[name] = (
                 f"importing it dies with signal {-ran.returncode}: its wheel is not for this processor"
@@ -507,7 +532,10 @@ def start_workers(request: Json, folder: Path, say: Say) -> tuple[list[Worker], 
                 worker.facts = worker.ask(load_order(entry, runtime, threads, folder))
                 if "failed" in worker.facts:
                     worker.close()
-                    skipped.append({"file": entry["file"], "runtime": runtime, "why": worker.facts["failed"]})
+                    why, version = worker.facts["failed"], found[runtime]
+                    skipped.append(
+                        {"file": entry["file"], "runtime": runtime, "version": version, "why": why}
+                    )
                     break
                 workers.append(worker)
     return workers, skipped
@@ -660,6 +688,15 @@ def measure(request: Json, folder: Path, say: Say) -> Json:
     return {"device": board.describe(), "measurements": measured, "skipped": skipped, "profiles": profiles}
 
 
+def answer(request: Json, folder: Path, say: Say) -> Json:
+    """Return what the request asks for: a measurement, or what the installer that came with it does."""
+    if request.get("do", "measure") == "measure":
+        return measure(request, folder, say)
+    sys.path.insert(0, str(folder))
+    installed: Json = importlib.import_module("installer").serve(request, folder, say, ProbeError)
+    return installed
+
+
 def hold_signals() -> None:
     """Ignore what would end this program: it is ending."""
     for number in ENDING:
@@ -677,7 +714,7 @@ def serve(source: bytes) -> int:
     speaker = Speaker()
     for number in ENDING:
         signal.signal(number, leave)
-    folder = None
+    folder, is_kept = None, False
     try:
         try:
             folder = Path(tempfile.mkdtemp(prefix="edge-export-"))
@@ -690,8 +727,12 @@ def serve(source: bytes) -> int:
         os.environ["TMPDIR"] = str(folder)  # runtimes leave files of their own in it
         threading.Thread(target=speaker.beat, daemon=True).start()
         threading.Thread(target=end_with_the_link, daemon=True).start()
-        result = measure(request, folder, speaker.say)
+        result = answer(request, folder, speaker.say)
         hold_signals()  # the host hangs up as soon as it has the answer
+        is_kept = request.get("keep") is True
+        if is_kept:
+            result["kept"] = str(folder)
+            speaker.say({"event": "step", "label": f"kept: {folder}"})
         speaker.say({"event": "result", "result": result})
         return 0
     except ProbeError as error:
@@ -709,7 +750,7 @@ def serve(source: bytes) -> int:
         return 1
     finally:
         hold_signals()
-        if folder is not None:
+        if folder is not None and not is_kept:
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -75,6 +75,8 @@ class Skipped(_Strict):
     file: str
     runtime: str | None
     why: str
+    version: str | None = None
+    """Of the runtime there, if it could be imported."""
 
 
 class Node(_Strict):
@@ -115,4 +117,6 @@ class Results(_Strict):
     device: Board
     measurements: tuple[Measurement, ...]
     skipped: tuple[Skipped, ...]
+    kept: str | None = None
+    """The scratch folder there, if it was to stay."""
     profiles: tuple[Profile, ...] = ()

@@ -115,8 +115,8 @@ class SshDevice:
         if exit_code == _NOT_FOUND:
             return DeviceError(
                 f"{self.where} has no {self.options.python}: {last_line(complaint)}",
-                fix="on the device: sudo apt install python3-venv, make a virtual environment with numpy and "
-                "onnxruntime or ai-edge-litert, and name its python with --python",
+                fix="on the device: sudo apt install python3-venv, and run again with --bootstrap, or name another "
+                "Python there with --python",
             )
         return DeviceError(
             f"{self.where}: the probe ended with exit code {exit_code}: {last_line(complaint)}",

@@ -124,6 +124,24 @@ def test_predicts_from_a_tensor(pi_bundle: Path, tmp_path: Path, model: str) -> 
     assert [item["index"] for item in top] == np.argsort(-scores).tolist()
 
 
+def test_predicts_with_the_file_that_was_fastest_on_a_board_like_this(
+    pi_bundle: Path, tmp_path: Path
+) -> None:
+    spec = importlib.util.spec_from_file_location("run_script", pi_bundle / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    np.save(tmp_path / "x.npy", np.zeros((1, 1, 2, 2), np.float32))
+    (pi_bundle / "measured").mkdir()
+    for board, expected in (("another board", ONNX), (script._board(), TFLITE)):
+        record = {"device": {"board": board}, "fastest": {"file": TFLITE}}
+        (pi_bundle / "measured" / "it-0123456789ab.json").write_text(json.dumps(record))
+        result = run(pi_bundle, "--input", str(tmp_path / "x.npy"), "--json")
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout)["model"] == expected
+
+
 def test_predicts_from_a_picture_by_the_contract(pi_bundle: Path, tmp_path: Path) -> None:
     Image.new("RGB", (5, 3), (255, 255, 255)).save(tmp_path / "white.png")
 

@@ -161,10 +161,28 @@ def _unpack(deb: bytes, folder: Path) -> None:
         name, size = head[:16].decode().strip().rstrip("/"), int(head[48:58])
         if name.startswith("data.tar"):
             with tarfile.open(fileobj=io.BytesIO(deb[at + _AR_HEAD : at + _AR_HEAD + size])) as archive:
-                archive.extractall(folder, filter=_inside)
+                _extract(archive, folder)
             return
         at += _AR_HEAD + size + size % 2
     raise IntegrityError("a package without data", fix="try again, or use another mirror")
+
+
+def _extract(archive: tarfile.TarFile, folder: Path) -> None:
+    """Extract below `folder`; a Python before 3.11.4 has no filters, and gets members that were looked at instead."""
+    if hasattr(tarfile, "tar_filter"):
+        archive.extractall(folder, filter=_inside)
+        return
+    members = []
+    for member in archive.getmembers():
+        depth = member.name.removeprefix("./").count("/")
+        if member.issym() and member.linkname.startswith("/"):
+            member.linkname = "../" * depth + member.linkname.lstrip("/")
+        path = Path(member.name)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{member.name} lies outside")
+        if not member.isdev():
+            members.append(member)
+    archive.extractall(folder, members)
 
 
 def _inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:

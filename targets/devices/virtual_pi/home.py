@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -18,8 +17,10 @@ from importlib.resources import files as resources
 from pathlib import Path
 
 from exporter.errors import DeviceError
+from targets.devices.base import last_line
 from targets.devices.virtual_pi.cores import CORES, Core
 from targets.devices.virtual_pi.debian import MIRROR, Archive
+from targets.devices.wheels import cache_folder, download
 
 _LAYOUT = 1
 _HOSTS = {"x86_64": ("amd64", "x86_64-linux-gnu", "ld-linux-x86-64.so.2")}
@@ -81,7 +82,7 @@ def set_up(say: Callable[[str], None], *, mirror: str = MIRROR, cache: Path | No
     wheels = {name: _installed(name) or fallback for name, fallback in _WHEELS.items()}
     counter = resources("targets.devices.virtual_pi").joinpath("counter.c").read_bytes()
     recipe = json.dumps([_LAYOUT, _EMULATOR, _USERLAND, wheels, hashlib.sha256(counter).hexdigest()])
-    shelf = (cache or _cache()) / "virtual-pi"
+    shelf = (cache or cache_folder()) / "virtual-pi"
     home = shelf / hashlib.sha256(recipe.encode()).hexdigest()[:16]
     if not (home / "contents.json").is_file():
         try:
@@ -138,27 +139,11 @@ def _make(
 def _unpack_wheels(home: Path, wheels: dict[str, str], say: Callable[[str], None]) -> list[str]:
     say("aarch64 wheels: " + ", ".join(f"{name} {number}" for name, number in wheels.items()))
     boxes = home / "boxes"
-    platforms = [part for tag in _TAGS for part in ("--platform", f"{tag}_aarch64")]
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-cache-dir",
-    ]
-    command += ["--only-binary", ":all:", "--python-version", _GUEST_PYTHON, *platforms, "--dest", str(boxes)]
-    ran = subprocess.run(
-        [*command, *(f"{name}=={number}" for name, number in wheels.items())],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if ran.returncode:
-        reason = (ran.stderr.strip().splitlines() or ["pip said nothing"])[-1][:300]
+    wanted = [f"{name}=={number}" for name, number in wheels.items()]
+    complaint = download(wanted, _GUEST_PYTHON, [f"{tag}_aarch64" for tag in _TAGS], boxes)
+    if complaint is not None:
         raise DeviceError(
-            f"the aarch64 wheels could not be had: {reason}",
+            f"the aarch64 wheels could not be had: {last_line(complaint)}",
             fix="check the network and that this Python has pip",
         )
     taken = sorted(boxes.glob("*.whl"))
@@ -203,8 +188,3 @@ def _installed(name: str) -> str | None:
         return version(name).partition("+")[0]
     except PackageNotFoundError:
         return None
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "edge-exporter"

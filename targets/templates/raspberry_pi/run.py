@@ -445,6 +445,24 @@ def choose(entries: list[dict], name: str | None) -> list[dict]:
     return chosen
 
 
+def fastest_first(entries: list[dict]) -> list[dict]:
+    """Return `entries` with the file first that was fastest on a board like this one, if one was measured."""
+    board = _board()
+    for path in sorted((BUNDLE / "measured").glob("*.json")):
+        record = read_json(path)
+        fastest = record.get("fastest")
+        if fastest and record.get("device", {}).get("board") == board:
+            return sorted(entries, key=lambda entry: entry["file"] != fastest["file"])
+    return entries
+
+
+def _board() -> str | None:
+    try:
+        return Path("/proc/device-tree/model").read_text(encoding="utf-8").strip("\0 \n") or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
 def no_runtime(entries: list[dict]) -> RunError:
     """Return the error that says what to install to run any of `entries`."""
     packages = sorted({needed_package(entry) for entry in entries})
@@ -479,8 +497,9 @@ def replay_all(arguments: argparse.Namespace, entries: list[dict]) -> tuple[dict
 
 
 def predict(arguments: argparse.Namespace, entries: list[dict]) -> tuple[dict, int]:
-    """Return the prediction of the first model that has a runtime here."""
+    """Return the prediction of the first model that has a runtime here: the fastest, if boards like this were measured."""
     document = read_json(BUNDLE / "preprocess.json")
+    entries = fastest_first(entries)
     loading = ((entry, load_model(entry, arguments.threads)) for entry in entries)
     entry, model = next(((entry, model) for entry, model in loading if model is not None), (None, None))
     if model is None:

@@ -181,7 +181,10 @@ def test_litert_is_timed_by_its_own_program_and_nothing_is_claimed_of_answers(
     assert (item["p90_ms"], item["p99_ms"]) == (None, None)
     assert item["parity"]["passed"] is None
     assert item["blocks"][0]["before"] == {
-        "governor": "schedutil", "clock_mhz": 1800.0, "temperature_c": 41.5, "throttled": 0,
+        "governor": "schedutil",
+        "clock_mhz": 1800.0,
+        "temperature_c": 41.5,
+        "throttled": 0,
         "load": item["blocks"][0]["before"]["load"],
     }
     assert report["device"]["board"] == "Acme One"

@@ -9,45 +9,17 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from sshd_ground import Sshd
+from sshd_ground import QUICK, Sshd, measured, probes, program, refusal, vcgencmd, wait_for
 
 from exporter.benching import Wishes, bench_bundle
 from exporter.benching import bench as benching
-from exporter.errors import DeviceError, EdgeError, TimeLimitError, UsageError
+from exporter.errors import DeviceError, TimeLimitError, UsageError
 from exporter.progress import Silence
-from targets.devices import SshDevice, SshOptions, open_device
-
-QUICK = Wishes(threads=(1,), duration_s=0.05, files=("onnx:float32",), cool_s=0.05)
-
-
-def device_of(sshd: Sshd, python: str = sys.executable, where: str | None = None) -> SshDevice:
-    device = open_device(where or sshd.where, SshOptions(sshd.config, python))
-    assert isinstance(device, SshDevice)
-    return device
-
-
-def measured(bundle: Path, sshd: Sshd, wishes: Wishes = QUICK, **options: Any) -> dict[str, Any]:
-    return bench_bundle(bundle, device_of(sshd, **options), wishes, progress=Silence())
-
-
-def refusal(bundle: Path, sshd: Sshd, wishes: Wishes = QUICK, **options: Any) -> EdgeError:
-    with pytest.raises(EdgeError) as raised:
-        measured(bundle, sshd, wishes, **options)
-    return raised.value
-
-
-def program(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
+from targets.devices import SshOptions, open_device
 
 
 def test_a_device_behind_ssh_answers_in_the_one_schema_and_keeps_nothing(bundle: Path, sshd: Sshd) -> None:
@@ -66,6 +38,14 @@ def test_a_device_behind_ssh_answers_in_the_one_schema_and_keeps_nothing(bundle:
     assert here["device"] == report["device"]
     assert {*here} == {*report}
     wait_for(lambda: not any(scratch.iterdir()))
+
+
+@pytest.mark.parametrize("sshd", ["unpacked"], indirect=True)
+def test_where_no_openssh_is_installed_debians_serves_from_the_cache(bundle: Path, sshd: Sshd) -> None:
+    (item,) = measured(bundle, sshd)["measurements"]
+    assert item["parity"]["passed"]
+    sshd.known_hosts.write_text("")
+    assert "SHA256:" in str(refusal(bundle, sshd))
 
 
 def test_an_unknown_host_key_is_shown_and_never_added(bundle: Path, sshd: Sshd) -> None:
@@ -136,18 +116,6 @@ def test_an_older_runtime_is_left_out_by_its_own_words(bundle: Path, sshd: Sshd)
     assert "max supported IR version" in skipped["why"]
 
 
-def vcgencmd(sshd: Sshd, answers: list[str]) -> None:
-    """Put a `vcgencmd` on the device that gives `answers` in turn, the last one for ever."""
-    told = sshd.folder / "told"
-    told.write_text("\n".join(answers) + "\n")
-    program(
-        sshd.folder / "bin" / "vcgencmd",
-        f'#!/bin/sh\n[ "$1" = get_throttled ] || exit 1\nhead -n 1 {told}\n'
-        f'[ "$(wc -l < {told})" -gt 1 ] && sed -i 1d {told}\nexit 0\n',
-    )
-    sshd.restart(PATH=f"{sshd.folder}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}")
-
-
 def test_a_cool_board_says_so(bundle: Path, sshd: Sshd) -> None:
     vcgencmd(sshd, ["throttled=0x50000"])  # once since boot, not now
     (item,) = measured(bundle, sshd)["measurements"]
@@ -195,28 +163,6 @@ def test_clock_governor_and_heat_are_read_around_every_block(bundle: Path, tmp_p
     for block in report["measurements"][0]["blocks"]:
         for state in (block["before"], block["after"]):
             assert (state["governor"], state["clock_mhz"], state["temperature_c"]) == ("ondemand", 2400, 48.7)
-
-
-def probes(folder: Path) -> list[int]:
-    """Return the processes that run a probe with `folder` as their TMPDIR."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (entry / "cmdline").read_bytes()
-            if b"sys.stdin.buffer" in line and b"ssh" not in line.split(b"\0")[0] and line.count(b"\0") == 3:
-                environment = (entry / "environ").read_bytes().split(b"\0")
-                if f"TMPDIR={folder}".encode() in environment:
-                    found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
-
-
-def wait_for(true: Any, seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])

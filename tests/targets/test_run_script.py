@@ -135,7 +135,7 @@ def test_predicts_with_the_file_that_was_fastest_on_a_board_like_this(
     np.save(tmp_path / "x.npy", np.zeros((1, 1, 2, 2), np.float32))
     (pi_bundle / "measured").mkdir()
     for board, expected in (("another board", ONNX), (script._board(), TFLITE)):
-        record = {"device": {"board": board}, "fastest": {"file": TFLITE}}
+        record = {"format": 1, "device": {"board": board}, "fastest": {"file": TFLITE}}
         (pi_bundle / "measured" / "it-0123456789ab.json").write_text(json.dumps(record))
         result = run(pi_bundle, "--input", str(tmp_path / "x.npy"), "--json")
         assert result.returncode == 0, result.stderr

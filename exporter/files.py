@@ -93,7 +93,14 @@ def near_paths(path: Path) -> list[str]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader sees the old file or the whole new one, never a part."""
+    """Write `content` to `path` so that a reader sees the old file or the whole new one, never a part.
+
+    Raises `InputError` if there is no folder for it, `ResourceError` for a full or failing disk.
+    """
+    if not path.parent.is_dir():
+        raise InputError(
+            f"cannot write {path}: {path.parent} is no folder", fix=f"make it, or name another: mkdir -p {path.parent}"
+        )
     with disk_errors(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:

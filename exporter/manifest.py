@@ -73,6 +73,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def listed_bytes(manifest: Mapping[str, Any], path: str) -> int:
+    """Return the bytes that a manifest lists for a file, or for all files of a folder such as an `.mlpackage`."""
+    files: Mapping[str, Mapping[str, Any]] = manifest["files"]
+    return sum(entry["size"] for name, entry in files.items() if name == path or name.startswith(f"{path}/"))
+
+
 def _damaged(path: Path) -> IntegrityError:
     return IntegrityError(
         f"{path} is damaged: it is not what was written", fix="build or pull the bundle again"

@@ -77,7 +77,7 @@ def read_golden(
         there = sorted(path.parent.name for path in bundle.glob(f"*/{MANIFEST_NAME}"))
         if there:
             raise UsageError(
-                f"{bundle} is a whole build, and one bundle is validated at a time",
+                f"{bundle} is a whole build, and one bundle is taken at a time",
                 fix=f"name one of {', '.join(str(bundle / name) for name in there)}",
             )
         raise IntegrityError(f"{bundle}/manifest.json lists no artifacts", fix="name one target's folder")

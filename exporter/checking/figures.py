@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import InputError, IntegrityError
-from exporter.files import size_bytes
-from exporter.manifest import MANIFEST_NAME, read_manifest
+from exporter.manifest import MANIFEST_NAME, listed_bytes, read_manifest
 from exporter.measured import read_measured
 
 
@@ -92,7 +91,7 @@ def read_figures(bundle: Path) -> Figures:
     manifest, measured = read_manifest(bundle), read_measured(bundle)
     try:
         evidence = json.loads((bundle / "evidence.json").read_text(encoding="utf-8"))
-        values = dict(_of_build(bundle, manifest, evidence))
+        values = dict(_of_build(manifest, evidence))
         noise: dict[Key, float] = {}
         devices = {}
         for device, record in measured.items():
@@ -119,10 +118,10 @@ def read_figures(bundle: Path) -> Figures:
 
 
 def _of_build(
-    bundle: Path, manifest: Mapping[str, Any], evidence: Sequence[Mapping[str, Any]]
+    manifest: Mapping[str, Any], evidence: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[Key, float]]:
     for entry in manifest["artifacts"]:
-        yield (entry["artifact"], None, "size_mb"), size_bytes(bundle / "models" / entry["file"]) / 1e6
+        yield (entry["artifact"], None, "size_mb"), listed_bytes(manifest, f"models/{entry['file']}") / 1e6
     for entry in evidence:
         artifact, task, fidelity = str(entry["artifact"]), entry["task"], entry["fidelity"]
         if task:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from exporter.cli.console import Column, Console
 from exporter.cli.report_view import show_report
 from exporter.cli.text import typed_path
 from exporter.errors import InputError, IntegrityError
-from exporter.manifest import MANIFEST_NAME, read_manifest
+from exporter.manifest import MANIFEST_NAME, listed_bytes, read_manifest
 from exporter.measured import read_measured
 
 REPORT_NAME = "report.json"
@@ -57,45 +57,49 @@ def _show_bundle(console: Console, folder: Path) -> None:
     console.answer_table(
         (Column("artifact", fold=False), Column("file"), Column("size", right=True, fold=False)),
         [
-            [entry["artifact"], f"models/{entry['file']}", figures.byte_size(_size(files, entry["file"]))]
+            [
+                entry["artifact"],
+                f"models/{entry['file']}",
+                figures.byte_size(listed_bytes(manifest, f"models/{entry['file']}")),
+            ]
             for entry in manifest.get("artifacts", [])
         ],
     )
     if measured:
-        _show_measured(console, measured)
+        try:
+            rows = [_measured_row(name, record) for name, record in measured.items()]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise IntegrityError(
+                f"{folder}/measured holds no records of measurements", fix="measure the bundle again"
+            ) from error
+        _show_measured(console, [row for row in rows if row])
     console.answer_commands("next", [f"edge-export validate {typed_path(folder)}"])
 
 
-def _show_measured(console: Console, measured: Mapping[str, Mapping[str, Any]]) -> None:
-    """Answer with what each device found fastest, or executing the fewest instructions."""
+def _show_measured(console: Console, rows: Sequence[Sequence[str]]) -> None:
     columns = (
         *(Column(title, fold=False) for title in ("measured on", "best file there", "runtime")),
         *(Column(title, right=True, fold=False) for title in ("p50\nms", "p90\nms", "million\ninstructions")),
         Column("when", fold=False),
     )
-    rows = []
-    for name, record in measured.items():
-        items = [item for item in record["measurements"] if _cost(item) is not None]
-        best = min(items, key=lambda item: _cost(item) or 0.0, default=None)
-        if best is not None:
-            rows.append(
-                [
-                    *(name, best["artifact"], best["runtime"]),
-                    *(figures.milliseconds(best[key]) for key in ("p50_ms", "p90_ms")),
-                    figures.ABSENT if best["instructions_m"] is None else f"{best['instructions_m']:.2f}",
-                    str(record["at"]).partition("T")[0],
-                ]
-            )
     console.answer()
     console.answer_table(columns, rows)
+
+
+def _measured_row(name: str, record: Mapping[str, Any]) -> list[str]:
+    """Return what a device found fastest, or executing the fewest instructions; nothing if it has no figures."""
+    items = [item for item in record["measurements"] if _cost(item) is not None]
+    best = min(items, key=lambda item: _cost(item) or 0.0, default=None)
+    if best is None:
+        return []
+    return [
+        *(name, str(best["artifact"]), str(best["runtime"])),
+        *(figures.milliseconds(best[key]) for key in ("p50_ms", "p90_ms")),
+        figures.ABSENT if best["instructions_m"] is None else f"{best['instructions_m']:.2f}",
+        str(record["at"]).partition("T")[0],
+    ]
 
 
 def _cost(item: Mapping[str, Any]) -> float | None:
     figure: float | None = item["p50_ms"] if item["p50_ms"] is not None else item["instructions_m"]
     return figure
-
-
-def _size(files: Mapping[str, Mapping[str, Any]], name: str) -> int:
-    """Return the bytes of one model, which is a file or, as an `.mlpackage`, a folder of files."""
-    path = f"models/{name}"
-    return sum(entry["size"] for file, entry in files.items() if file == path or file.startswith(f"{path}/"))

@@ -51,7 +51,7 @@ class SshDevice:
         if where != shown or parts.scheme != "ssh" or not host or extra:
             raise UsageError(
                 f"--on {shown!r} is no place to measure",
-                fix="use local, ssh://[USER@]HOST[:PORT] or emulated:CORE",
+                fix="use local, ssh://[USER@]HOST[:PORT], adb[:SERIAL] or emulated:CORE",
             )
         if not _HOST.fullmatch(host):
             raise UsageError(f"--on: {host!r} is no host name", fix="use letters, digits, dots and dashes")

@@ -29,6 +29,7 @@ from exporter.errors import (
     UnsafeError,
     UnsupportedError,
     UsageError,
+    first_line,
 )
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def _sessions(
             yield from zip(groups, sessions_of(scratch, asked, threads), strict=True)
         except _runtime_errors() as error:
             raise ResourceError(
-                f"onnxruntime cannot load its optimised graph from {scratch}: {_first_line(error)}",
+                f"onnxruntime cannot load its optimised graph from {scratch}: {first_line(error)}",
                 fix="free some space in the temporary folder, or give more memory",
             ) from error
 
@@ -317,7 +318,7 @@ def _session(
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except _runtime_errors() as error:
         raise InputError(
-            f"onnxruntime cannot load the model: {_first_line(error)}", fix="run `edge-export inspect` on it"
+            f"onnxruntime cannot load the model: {first_line(error)}", fix="run `edge-export inspect` on it"
         ) from error
 
 
@@ -366,7 +367,7 @@ def _sketch(sketch: Sketch, array: Array | Any, name: str, index: int) -> None:
 
 
 def _refused(error: Exception, index: int) -> CalibrationError | ResourceError:
-    message = _first_line(error)
+    message = first_line(error)
     if "Failed to allocate memory" in message or "bad_alloc" in message:
         return ResourceError(
             f"memory ran out running sample {index}: {message}",
@@ -398,7 +399,3 @@ def _runtime_errors() -> tuple[type[Exception], ...]:
         "EPFail",
     )
     return (RuntimeError, ValueError, TypeError, *(getattr(state, name) for name in names))
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

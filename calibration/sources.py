@@ -21,7 +21,7 @@ from calibration.dataset import Array, ArrayDataset, Dataset, IndexedDataset, ta
 from calibration.preprocess import Preprocess
 from calibration.text_source import open_text
 from calibration.user_code import open_python
-from exporter.errors import CalibrationError, RecipeError
+from exporter.errors import CalibrationError, RecipeError, first_line
 
 _COMMON = ("source", "samples", "labels")
 _KEYS: dict[str, tuple[str, ...]] = {
@@ -257,7 +257,7 @@ def _read_image(path: Path, use: Callable[[Any], Any]) -> Any:
         IndexError,
         TypeError,
     ) as error:
-        reason = "not a picture" if isinstance(error, UnidentifiedImageError) else str(error).splitlines()[0]
+        reason = "not a picture" if isinstance(error, UnidentifiedImageError) else first_line(error)
         raise CalibrationError(
             f"image {path} cannot be read: {reason}", fix="repair or remove it, or allow some with skip_bad"
         ) from error

@@ -15,7 +15,7 @@ import numpy as np
 from calibration.checks import InputSpec
 from calibration.dataset import Array, Dataset, IndexedDataset
 from calibration.user_code import call_guarded, load_callable
-from exporter.errors import CalibrationError, RecipeError, UnsupportedError
+from exporter.errors import CalibrationError, RecipeError, UnsupportedError, first_line
 
 _ENCODING_PARTS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
@@ -145,7 +145,7 @@ def _json_tokenizer(path: Path, inputs: Sequence[InputSpec], max_length: int | N
     except Exception as error:
         # The library raises bare Exception for every malformed file.
         raise CalibrationError(
-            f"{path} is not a tokenizer: {str(error).splitlines()[0]}",
+            f"{path} is not a tokenizer: {first_line(error)}",
             fix="save it with the tokenizers library",
         ) from error
     padding = tokenizer.padding

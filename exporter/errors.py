@@ -109,4 +109,10 @@ class InternalError(EdgeError):
     code, exit_code = "E-internal", 70
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what `error` says, at most 300 characters; its class if it says nothing."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)[:300]
+
+
 INTERRUPTED_EXIT_CODE = 130

@@ -99,7 +99,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     if not path.parent.is_dir():
         raise InputError(
-            f"cannot write {path}: {path.parent} is no folder", fix=f"make it, or name another: mkdir -p {path.parent}"
+            f"cannot write {path}: {path.parent} is no folder",
+            fix=f"make it, or name another: mkdir -p {path.parent}",
         )
     with disk_errors(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
 
 from exporter.artifacts import TensorSpec
-from exporter.errors import InputError, UnsafeError, UnsupportedError
+from exporter.errors import InputError, UnsafeError, UnsupportedError, first_line
 from exporter.files import require_file
 from exporter.sniff import describe_content
 from exporter.weights import require_sane_weight
@@ -167,7 +167,7 @@ def _check_structure(path: Path, model: onnx.ModelProto) -> None:
             onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:  # ValueError: a name that is not UTF-8
         raise InputError(
-            f"{path} is not a valid ONNX model: {str(error).strip().splitlines()[0][:200]}",
+            f"{path} is not a valid ONNX model: {first_line(error)}",
             fix="export it again",
         ) from error
     weights = {name for node in _nodes(model) if node.op_type in _WEIGHTED_OPS for name in node.input if name}

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from exporter.errors import EdgeError, InputError
+from exporter.errors import EdgeError, InputError, first_line
 from exporter.files import require_file
 
 _USER_MODULE = "_edge_user_"
@@ -51,11 +51,6 @@ def _import_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what `error` says, at most 300 characters."""
-    return (str(error).strip().splitlines() or ["(no message)"])[0][:300]
 
 
 def said(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 
-from exporter.errors import UnsupportedError, UsageError
+from exporter.errors import UnsupportedError, UsageError, first_line
 from targets.base import Target, TargetOptions
 
 GROUP = "edge_exporter.targets"
@@ -129,12 +129,8 @@ def _load(registration: _Registration) -> Listing:
         loaded = None if registration.conflict else entry.load()
         reason = registration.conflict or protocol_breach(loaded, entry.name)
     except (Exception, SystemExit) as error:  # noqa: BLE001  a third party's module may fail in any way
-        reason = f"loading it failed with {type(error).__name__}: {_first_line(error)}"
+        reason = f"loading it failed with {type(error).__name__}: {first_line(error)}"
     return Listing(entry.name, registration.origin, entry.value, None if reason else loaded, reason)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]
 
 
 def protocol_breach(candidate: object, name: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from exporter import files
 from exporter.artifacts import TensorSpec
-from exporter.errors import InputError, UnsupportedError
+from exporter.errors import InputError, UnsupportedError, first_line
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -88,7 +88,7 @@ def _load(path: Path, threads: int) -> Any:
             )
         return interpreter.get_signature_runner(next(iter(signatures)))
     except (RuntimeError, ValueError) as error:
-        line = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        line = first_line(error)
         if "Didn't find op" in line:
             raise UnsupportedError(
                 f"{path} needs a newer LiteRT: {line}", fix="update ai-edge-litert, or use another scheme"

@@ -107,6 +107,15 @@ def test_truncated_files_are_input_errors_wherever_they_are_cut(
         load(ground)
 
 
+def test_a_legacy_torch_file_may_be_cut_at_any_byte(ground: Ground, load: Load) -> None:
+    path = _write(ground, "net-legacy.pt")
+    whole = path.read_bytes()
+    for length in range(1, len(whole), max(1, len(whole) // 60)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"net.*"):
+            load(ground)
+
+
 def test_truncated_safetensors_says_how_much_is_missing(ground: Ground) -> None:
     path = _write(ground, "net.safetensors")
     whole = path.read_bytes()

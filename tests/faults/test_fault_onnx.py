@@ -229,6 +229,19 @@ def test_an_input_of_strings_is_unsupported(ground: Ground, load: Load, model: P
         load(ground)
 
 
+def test_a_checker_that_refuses_without_a_word_is_still_a_named_error(
+    ground: Ground, load: Load, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_onnx(make_onnx(), model)
+
+    def refuses(_: object) -> None:
+        raise onnx.checker.ValidationError
+
+    monkeypatch.setattr(onnx.checker, "check_model", refuses)
+    with pytest.raises(InputError, match="not a valid ONNX model: ValidationError"):
+        load(ground)
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_flipped_bytes_never_end_in_anything_but_a_named_error(
     ground: Ground, load: Load, model: Path, seed: int

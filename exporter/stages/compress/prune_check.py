@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from exporter.errors import UnsupportedError
+from exporter.errors import UnsupportedError, first_line
 from exporter.source import SourceModel, flatten_outputs
 from exporter.stages.compress.prune_edit import Change, Removal, apply_changes, merged_removals, restored
 from exporter.stages.compress.prune_graph import is_conv1d
-from exporter.user_code import first_line
 
 _TOLERANCE = 2e-3
 """Of the largest output: sums over fewer terms round differently, wrong channels differ by whole values."""

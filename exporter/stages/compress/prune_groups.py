@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from torch import nn
 from torch_pruning import ops
 
-from exporter.errors import EdgeError, RecipeError, UnsupportedError
+from exporter.errors import EdgeError, RecipeError, UnsupportedError, first_line
 from exporter.stages.compress.prune_attention import CountingAttribute, Role, counting_attributes
 from exporter.stages.compress.prune_check import Probe
 from exporter.stages.compress.prune_edit import Change, Removal, Rescale, Side, pruner_of
 from exporter.stages.compress.prune_graph import ChannelGraph, is_conv1d, reshaped_axes
-from exporter.user_code import first_line
 
 AttentionMode = Literal["heads", "width", "keep"]
 Indices = NDArray[np.int64]

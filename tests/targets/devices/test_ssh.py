@@ -227,7 +227,7 @@ def test_what_a_device_says_can_neither_move_the_cursor_nor_invent_results(bundl
         "ssh://host\n",
         "ssh://",
         "pi@host",
-        "adb",
+        "adbx",
         "",
         "ssh://\x1b[31mhost",
     ],

@@ -51,7 +51,8 @@ def test_the_real_arm_runtimes_answer_as_the_host_did_and_count_the_same_twice(b
     assert set(once) == {"tiny-float32.onnx", "tiny-float32.tflite"}
     for file, number in once.items():
         assert number > 0
-        assert again[file] == pytest.approx(number, rel=0.01)
+        # A thousand instructions of allocation and clocks are more than 1 % of a model as small as this one.
+        assert again[file] == pytest.approx(number, rel=0.01, abs=0.002)
 
 
 @pytest.mark.usefixtures("reachable")

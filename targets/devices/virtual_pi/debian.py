@@ -168,9 +168,15 @@ def _unpack(deb: bytes, folder: Path) -> None:
 
 
 def _extract(archive: tarfile.TarFile, folder: Path) -> None:
-    """Extract below `folder`; a Python before 3.11.4 has no filters, and gets members that were looked at instead."""
+    """Extract below `folder`; a Python before 3.11.4 has no filters, and gets members that were looked at instead.
+
+    Raises `IntegrityError` (19) for a member that lies outside.
+    """
     if hasattr(tarfile, "tar_filter"):
-        archive.extractall(folder, filter=_inside)
+        try:
+            archive.extractall(folder, filter=_inside)
+        except tarfile.FilterError as error:
+            raise _outside(error.tarinfo.name) from error
         return
     members = []
     for member in archive.getmembers():
@@ -179,10 +185,16 @@ def _extract(archive: tarfile.TarFile, folder: Path) -> None:
             member.linkname = "../" * depth + member.linkname.lstrip("/")
         path = Path(member.name)
         if path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"{member.name} lies outside")
+            raise _outside(member.name)
         if not member.isdev():
             members.append(member)
     archive.extractall(folder, members)
+
+
+def _outside(name: str) -> IntegrityError:
+    return IntegrityError(
+        f"a package holds {name}, which lies outside", fix="try again, or use another mirror"
+    )
 
 
 def _inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:

@@ -256,7 +256,7 @@ def test_text_around_what_debian_signed_is_not_believed() -> None:
 
 
 def test_a_package_that_reaches_outside_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(tarfile.FilterError):
+    with pytest.raises(IntegrityError, match="lies outside"):
         debian._unpack(_deb(**{"../outside": "x"}), tmp_path / "in")
     assert not (tmp_path / "outside").exists()
 
@@ -265,15 +265,16 @@ def test_a_python_without_tar_filters_unpacks_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Debian 12's own Python is 3.11.2; the filters came with 3.11.4."""
-    extract = tarfile.TarFile.extractall
-    monkeypatch.delattr(tarfile, "tar_filter")
-    monkeypatch.setattr(
-        tarfile.TarFile,
-        "extractall",
-        lambda self, path, members: extract(self, path, members, filter="fully_trusted"),
-    )
+    if hasattr(tarfile, "tar_filter"):
+        extract = tarfile.TarFile.extractall
+        monkeypatch.delattr(tarfile, "tar_filter")
+        monkeypatch.setattr(
+            tarfile.TarFile,
+            "extractall",
+            lambda self, path, members: extract(self, path, members, filter="fully_trusted"),
+        )
     debian._unpack(_deb(**{"./usr/b": "B", "./usr/lib/link": "-> /usr/b"}), tmp_path / "in")
     assert (tmp_path / "in/usr/lib/link").read_text() == "B"
-    with pytest.raises(ValueError, match="outside"):
+    with pytest.raises(IntegrityError, match="outside"):
         debian._unpack(_deb(**{"../outside": "x"}), tmp_path / "in")
     assert not (tmp_path / "outside").exists()

@@ -219,7 +219,12 @@ def takes_colour(stream: TextIO) -> bool:
 def _rich_console(stream: TextIO) -> RichConsole:
     from rich.console import Console as RichConsole
 
-    return RichConsole(file=stream, markup=False, emoji=False, highlight=False)
+    class Plain(RichConsole):
+        def on_broken_pipe(self) -> None:
+            """Leave a reader that went away to the boundary; rich would end with 1."""
+            raise BrokenPipeError
+
+    return Plain(file=stream, markup=False, emoji=False, highlight=False)
 
 
 def _json_ready(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import signal
 import subprocess
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from cli_ground import ROOT, python, run_python
+
+from exporter.cli.console import Column, Console
 
 WAITING = """
 import sys, time
@@ -83,6 +87,18 @@ def test_a_reader_that_leaves_is_no_error() -> None:
             ["bash", "-c", line], capture_output=True, text=True, cwd=ROOT, check=True, timeout=60
         )
         assert (result.stdout, result.stderr) == ("0\n", "")
+
+
+def test_a_reader_that_leaves_while_rich_writes_is_left_to_the_boundary() -> None:
+    """Rich would end with 1; when it notices depends on when the reader leaves."""
+
+    class Gone(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    console = Console.for_arguments(["targets"])
+    with contextlib.redirect_stdout(Gone()), pytest.raises(BrokenPipeError):
+        console.answer_table((Column("a"),), [["b"]])
 
 
 def test_closed_streams_change_the_status_of_nothing() -> None:

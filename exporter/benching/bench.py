@@ -17,8 +17,8 @@ from exporter.benching.subjects import FLOAT_BITS, Opened, Role, Subject, all_pa
 from exporter.errors import DeviceError, GateError, UsageError
 from exporter.files import scratch_folder
 from exporter.progress import Progress
-from targets.devices import AdbBenchmark, Device, Instrument
-from targets.devices.base import converse
+from targets.devices import Instrument, Place
+from targets.devices.base import measure
 from targets.devices.results import Results, Skipped
 
 _BLOCKS = 5
@@ -46,12 +46,10 @@ class Wishes:
     """Also where the time goes; int8 `.onnx` files are then timed against their float twins."""
 
 
-def bench_bundle(
-    bundle: Path, device: Device | AdbBenchmark, wishes: Wishes, *, progress: Progress
-) -> dict[str, Any]:
+def bench_bundle(bundle: Path, device: Place, wishes: Wishes, *, progress: Progress) -> dict[str, Any]:
     """Return what `device` measured of `bundle`, as `docs/devices.md` describes it.
 
-    Raises what `converse` raises, `IntegrityError` (19) if a file is not what was recorded, `DeviceError` (18) if
+    Raises what `measure` raises, `IntegrityError` (19) if a file is not what was recorded, `DeviceError` (18) if
     nothing could be measured.
     """
     if wishes.profile and device.where.startswith("emulated"):
@@ -75,11 +73,7 @@ def bench_bundle(
                 subjects += _twins(own.subjects, twins)
         request = _request(subjects, wishes)
         with progress.step(f"measuring on {device.where}"):
-            parcels = all_parcels(subjects)
-            if isinstance(device, Instrument):
-                answer = device.measure(request, parcels, progress.say)
-            else:
-                answer = converse(device, request, parcels, step=progress.say)
+            answer = measure(device, request, all_parcels(subjects), progress.say)
         results = _checked(device, answer, {subject.key for subject in own.subjects}, subjects)
         return bench_report(device.where, own, other, subjects, results)
 
@@ -142,9 +136,7 @@ def _request(subjects: Sequence[Subject], wishes: Wishes) -> dict[str, Any]:
     }
 
 
-def _checked(
-    device: Device | AdbBenchmark, answer: Mapping[str, Any], own: set[str], subjects: Sequence[Subject]
-) -> Results:
+def _checked(device: Place, answer: Mapping[str, Any], own: set[str], subjects: Sequence[Subject]) -> Results:
     distrust = "the device or what stands between is not to be trusted; measure elsewhere"
     try:
         results = Results.model_validate(answer)

@@ -10,7 +10,7 @@ from exporter.benching.subjects import Role, open_bundle
 from exporter.errors import UsageError
 from exporter.progress import Progress
 from exporter.runtimes.worker import installed_version
-from targets.devices import AdbBenchmark, Device, SshDevice
+from targets.devices import Device, Place, SshDevice
 from targets.devices.environment import Way, prepare
 
 _NEEDS = {
@@ -21,9 +21,7 @@ _NEEDS = {
 """The runtime's name here, and its distribution."""
 
 
-def outfit(
-    bundle: Path, device: Device | AdbBenchmark, wishes: Wishes, way: str, *, progress: Progress
-) -> Device:
+def outfit(bundle: Path, device: Place, wishes: Wishes, way: str, *, progress: Progress) -> Device:
     """Return `device` with an environment that has what `wishes` need of `bundle`; `way` is `online` or `carry`.
 
     Raises `UsageError` (2) for a device that is not behind ssh, and what `prepare` raises.

@@ -9,7 +9,7 @@ from exporter.errors import UsageError
 from targets.devices import adb
 from targets.devices.adb import AdbDevice
 from targets.devices.adb_benchmark import AdbBenchmark
-from targets.devices.base import Device, Instrument
+from targets.devices.base import Device, Instrument, Place
 from targets.devices.emulated import PREFIX, EmulatedDevice
 from targets.devices.local import LocalDevice
 from targets.devices.ssh import SshDevice, SshOptions
@@ -21,6 +21,7 @@ __all__ = [
     "EmulatedDevice",
     "Instrument",
     "LocalDevice",
+    "Place",
     "SshDevice",
     "SshOptions",
     "open_device",
@@ -32,7 +33,7 @@ def open_device(
     options: SshOptions | None = None,
     say: Callable[[str], None] = lambda _: None,
     benchmark: Path | None = None,
-) -> Device | AdbBenchmark:
+) -> Place:
     """Return the device that `where` names; nothing is contacted yet.
 
     The first use of an emulated core downloads it; `say` hears of it. `benchmark` is a program that measures on a phone.

@@ -15,7 +15,6 @@ PREFIX = "adb"
 TERMUX = "/data/data/com.termux/files"
 _SERIAL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:-]{0,98}[A-Za-z0-9])?")
 _PATIENCE_S: Final = 20.0
-_NOT_FOUND = 127
 _BY_SSH = (
     "in Termux: pkg install openssh && sshd; here: adb forward tcp:8022 tcp:8022, then --on ssh://USER@localhost:8022 "
     "with the USER that whoami tells in Termux; or give a benchmark program with --benchmark"
@@ -81,9 +80,9 @@ class AdbDevice:
         ran = run_adb("devices", "-l")
         if ran.returncode:
             raise DeviceError(
-                f"adb cannot list phones: {last_line(_text(ran.stderr))}", fix="adb kill-server"
+                f"adb cannot list phones: {last_line(shown(ran.stderr))}", fix="adb kill-server"
             )
-        phones = list(listed(_text(ran.stdout)))
+        phones = list(listed(shown(ran.stdout)))
         if self.serial is not None:
             phones = [phone for phone in phones if phone[0] == self.serial]
         if not phones:
@@ -108,21 +107,23 @@ class AdbDevice:
     def shell(self, serial: str, command: str, *, patience_s: float = _PATIENCE_S) -> tuple[int, str]:
         """Return exit code and output of `command`, shell text of our own, on the phone."""
         ran = run_adb("-s", serial, "shell", "-T", f"{command} 2>&1", patience_s=patience_s)
-        output = _text(ran.stdout)
+        output = shown(ran.stdout)
         if ran.returncode and not output.strip():
             self.found()
-            raise DeviceError(f"{self.where} failed: {last_line(_text(ran.stderr))}", fix="try again")
+            raise DeviceError(f"{self.where} failed: {last_line(shown(ran.stderr))}", fix="try again")
         return ran.returncode, output
 
     def _require_termux(self, serial: str) -> None:
-        if "package:" not in self.shell(serial, "pm path com.termux || true; echo")[1]:
+        if "package:" not in self.shell(serial, "pm path com.termux 2>/dev/null; true")[1]:
             raise DeviceError(
                 f"{self.where} has no Termux, so no Python to measure with",
                 fix="give LiteRT's benchmark_model or onnxruntime_perf_test with --benchmark, or install Termux",
             )
+        code, told = self.shell(serial, "run-as com.termux id")
+        if code:
+            why = "it is no debug build" if "debuggable" in told else last_line(told)
+            raise DeviceError(f"{self.where}: its Termux does not let adb in ({why})", fix=_BY_SSH)
         code, told = self.shell(serial, f"run-as com.termux ls {TERMUX}/usr/bin/python3")
-        if code and "debuggable" in told:
-            raise DeviceError(f"{self.where}: its Termux lets adb not in (it is no debug build)", fix=_BY_SSH)
         if code:
             raise DeviceError(
                 f"{self.where}: its Termux has no Python: {last_line(told)}",
@@ -157,6 +158,8 @@ def run_adb(*arguments: str, patience_s: float = _PATIENCE_S) -> subprocess.Comp
         raise DeviceError(
             "adb is not installed", fix="apt install adb, or put Android's platform-tools on the PATH"
         ) from error
+    except OSError as error:
+        raise DeviceError(f"adb cannot be run: {error.strerror}", fix="reinstall adb") from error
     except subprocess.TimeoutExpired as error:
         raise TimeLimitError(
             f"adb has not answered for {patience_s:.0f} s",
@@ -164,6 +167,7 @@ def run_adb(*arguments: str, patience_s: float = _PATIENCE_S) -> subprocess.Comp
         ) from error
 
 
-def _text(output: bytes) -> str:
+def shown(output: bytes) -> str:
+    """Return what adb or the phone printed, without terminal escapes."""
     told: str = cleaned(output.decode("utf-8", errors="replace"), keep="\n")
     return told

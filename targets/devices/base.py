@@ -56,10 +56,18 @@ class Device(Protocol):
 class Instrument(Protocol):
     """A place that measures in a way of its own, without the probe."""
 
+    @property
+    def where(self) -> str:
+        """The place as the user named it."""
+
     def measure(
         self, request: Mapping[str, Any], parcels: Sequence[Parcel], step: Callable[[str], None]
     ) -> dict[str, Any]:
         """Return what the probe would answer to `request`; `step` hears what it does."""
+
+
+Place = Device | Instrument
+"""Where a bundle can be measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,18 @@ class Parcel:
 
     source: Path
     path: str
+
+
+def measure(
+    place: Place, request: Mapping[str, Any], parcels: Sequence[Parcel], step: Callable[[str], None]
+) -> dict[str, Any]:
+    """Return what `place` answers to `request`, in its own way or by the probe; `step` hears what it does.
+
+    Raises what `converse` raises.
+    """
+    if isinstance(place, Instrument):
+        return place.measure(request, parcels, step)
+    return converse(place, request, parcels, step=step)
 
 
 def converse(

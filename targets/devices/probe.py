@@ -73,7 +73,7 @@ class Board:
             told.setdefault(key.strip().lower(), value.strip())
         memory = (self._text("proc/meminfo") or "").partition("MemTotal:")[2].split()
         return {
-            "board": (self._text("proc/device-tree/model") or "").strip("\0 \n") or None,
+            "board": (self._text("proc/device-tree/model") or "").strip("\0 \n") or android_model(),
             "cpu": told.get("model name") or told.get("cpu part"),
             "cores": os.cpu_count(),
             "features": sorted((told.get("features") or told.get("flags") or "").split()),
@@ -93,7 +93,7 @@ class Board:
             "clock_mhz": None if clock is None else clock / 1e3,
             "temperature_c": None if heat is None else heat / 1e3,
             "throttled": self._throttled(),
-            "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+            "load": load_average(),
         }
 
     def _throttled(self) -> int | None:
@@ -125,6 +125,29 @@ class Board:
             return float((self._text(relative) or "").strip())
         except ValueError:
             return None
+
+
+def android_model() -> str | None:
+    """Return maker and model of an Android phone, None elsewhere."""
+    command = shutil.which("getprop")
+    if command is None:
+        return None
+    told = []
+    for name in ("manufacturer", "model"):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            ran = subprocess.run(
+                [command, "ro.product." + name], capture_output=True, text=True, timeout=10, check=False
+            )
+            told.append(ran.stdout.strip())
+    return " ".join(told).strip() or None
+
+
+def load_average() -> float | None:
+    """Return the load of the last minute, None where the system keeps it to itself, as Android does."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
 
 
 def was_throttled(before: Json, after: Json) -> bool | None:

@@ -29,28 +29,40 @@ if words[:1] == ["devices"]:
 serial = words[1]
 if gone:
     sys.exit("adb: device '%s' not found" % serial)
-here = lambda text: text.replace("/data/", phone + "/data/").replace("/sys/", phone + "/sys/")
+def here(text):
+    for its, ours in (("/data/", "/data/"), ("/sys/", "/sys/"), ("/system/bin", "/bin")):
+        text = text.replace(its, phone + ours)
+    return text
 if words[2] == "push":
     target = here(words[4])
     if scenario.get("full"):
         sys.exit("adb: error: failed to copy: remote write failed: No space left on device")
     shutil.copy(words[3], target)
+    if scenario.get("corrupt") and words[3].endswith(scenario["corrupt"]):
+        open(target, "r+b").write(b"????")
     if words[3].endswith(scenario.get("program", "\\0")):
-        open(target, "w").write(scenario["script"])
+        shutil.move(target, target + ".pushed")
+        open(target, "w").write(scenario["script"].ljust(os.path.getsize(target + ".pushed"), "#"))
     sys.exit(0)
 command = here(words[-1])
 environment = dict(os.environ, PATH=phone + "/bin:" + os.environ["PATH"])
 sys.exit(subprocess.run(["sh", "-c", command], env=environment).returncode)
 """
 _TOOLS = {
+    "sha256sum": 'test -f {phone}/no_sha256sum && exit 127; f=$1; test -f "$f.pushed" && f=$f.pushed; '
+    'exec env PATH=/usr/bin:/bin sha256sum "$f"',
     "getprop": 'case "$1" in *abilist) echo arm64-v8a,armeabi-v7a;; *manufacturer) echo Acme;; *product.model) echo One;; '
-    "*soc.model) echo X1;; esac",
+    "*soc.model) echo X1;; *release) echo 14;; esac",
     "pm": 'test -f {phone}/termux && echo "package:/data/app/com.termux/base.apk"; true',
-    "run-as": "test -f {phone}/debuggable || {{ echo 'run-as: package not debuggable: com.termux' >&2; exit 1; }}; "
+    "run-as": "test -f {phone}/locked && {{ echo 'run-as: unable to set SELinux context' >&2; exit 1; }}; "
+    "test -f {phone}/debuggable || {{ echo 'run-as: package not debuggable: com.termux' >&2; exit 1; }}; "
     'shift; exec "$@"',
     "dumpsys": "n=$(cat {phone}/heat 2>/dev/null | head -1); sed -i 1d {phone}/heat 2>/dev/null; "
     'echo "IsStatusOverride: false"; echo "Thermal Status: ${{n:-0}}"; '
-    'echo "Temperature{{mValue=41.5, mType=0, mName=CPU0, mStatus=0}}"',
+    'echo "Cached temperatures:"; echo "Temperature{{mValue=77.0, mType=0, mName=CPU0, mStatus=0}}"; '
+    'echo "Current temperatures from HAL:"; echo "Temperature{{mValue=41.5, mType=0, mName=CPU0, mStatus=0}}"; '
+    'echo "Temperature{{mValue=-99.9, mType=6, mName=PA, mStatus=0}}"; echo "Current cooling devices from HAL:"; '
+    'echo "CoolingDevice{{mValue=90, mType=0, mName=fan}}"',
 }
 
 
@@ -115,6 +127,6 @@ def make_phone(folder: Path, path_folder: Path) -> Phone:
 def elf(path: Path, machine: int = 183) -> Path:
     """Write the head of an ELF file for a processor, 183 being aarch64."""
     path.write_bytes(
-        b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00" + machine.to_bytes(2, "little") + os.urandom(44)
+        b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00" + machine.to_bytes(2, "little") + os.urandom(8172)
     )
     return path

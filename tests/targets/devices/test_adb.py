@@ -5,7 +5,12 @@ Under Termux the real probe runs with this host's Python; benchmark programs ans
 
 from __future__ import annotations
 
+import math
 import os
+import signal
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +22,12 @@ from phone_ground import Phone, elf, make_phone
 
 from exporter.benching import Wishes, bench_bundle, require_parity
 from exporter.cli import main
-from exporter.errors import DeviceError, TimeLimitError, UsageError
+from exporter.errors import DeviceError, IntegrityError, TimeLimitError, UsageError
 from exporter.progress import Silence
-from targets.devices import AdbDevice, adb, open_device
-from targets.devices.adb_benchmark import read_output
+from targets.devices import AdbBenchmark, AdbDevice, adb, open_device
+from targets.devices.android import read_board, read_state, was_hot
+from targets.devices.benchmark_output import read_output
+from targets.devices.results import Board, BoardState
 
 QUICK = Wishes(threads=(1,), duration_s=0.1, cool_s=0.01)
 LITERT = """\
@@ -117,6 +124,10 @@ def test_no_adb_and_an_adb_that_hangs(phone: Phone, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(adb.run_adb, "__kwdefaults__", {"patience_s": 0.3})
     with pytest.raises(TimeLimitError, match="adb has not answered"):
         AdbDevice.parse("adb").found()
+    program = phone.folder.parent / "path" / "adb"
+    program.write_bytes(b"\x7fELF and nothing else")
+    with pytest.raises(DeviceError, match="adb cannot be run"):
+        AdbDevice.parse("adb").found()
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(DeviceError, match="adb is not installed"):
         AdbDevice.parse("adb").found()
@@ -144,6 +155,7 @@ def test_the_probe_runs_under_termux_and_answers_are_checked(phone: Phone, bundl
     phone.has_termux()
     report = bench_bundle(bundle, open_device("adb:PHONE1"), QUICK, progress=Silence())
     assert {item["runtime"] for item in report["measurements"]} == {"onnxruntime", "litert"}
+    assert report["device"]["board"] == "Acme One"
     assert all(item["parity"]["passed"] is True for item in report["measurements"])
     assert phone.left == []
 
@@ -161,6 +173,10 @@ def test_what_termux_lacks_is_named(phone: Phone, bundle: Path) -> None:
     with pytest.raises(DeviceError, match="has no Python") as told:
         bench_bundle(bundle, device, QUICK, progress=Silence())
     assert "pkg install python" in told.value.fix
+    (phone.folder / "locked").touch()
+    with pytest.raises(DeviceError, match=r"does not let adb in .*SELinux") as told:
+        bench_bundle(bundle, device, QUICK, progress=Silence())
+    assert "adb forward tcp:8022" in told.value.fix
 
 
 # -- benchmark programs --
@@ -188,6 +204,7 @@ def test_litert_is_timed_by_its_own_program_and_nothing_is_claimed_of_answers(
         "load": item["blocks"][0]["before"]["load"],
     }
     assert report["device"]["board"] == "Acme One"
+    assert report["device"]["kernel"].endswith("(Android 14)")
     assert [skip["file"] for skip in report["skipped"]] == ["tiny-float32.onnx"]
     require_parity(report)
     assert phone.left == []
@@ -302,10 +319,129 @@ def test_a_program_for_another_processor_or_none_at_all_is_refused(
     assert phone.left == []
 
 
-@given(output=st.text(max_size=400), runtime=st.sampled_from(["litert", "onnxruntime"]))
-def test_no_output_is_misread_into_a_crash(output: str, runtime: str) -> None:
-    try:
-        told = read_output(runtime, output)
-    except DeviceError:
-        return
-    assert told["mean_ms"] is not None
+def test_a_program_built_for_desktops_is_told_from_one_for_phones(phone: Phone, tmp_path: Path) -> None:
+    linux = elf(tmp_path / "linux_aarch64_benchmark_model")
+    with linux.open("r+b") as stream:
+        stream.seek(568)
+        stream.write(b"/lib/ld-linux-aarch64.so.1\0")
+    with pytest.raises(UsageError, match="no program for Android") as told:
+        AdbBenchmark.parse("adb", linux).measure({"runtime": None}, [], lambda _: None)
+    assert "android_arm64" in told.value.fix
+
+
+def test_a_program_is_held_to_the_runtime_and_the_formats_that_were_asked_for(
+    phone: Phone, bundle: Path, tmp_path: Path
+) -> None:
+    device = open_device("adb", benchmark=_program(tmp_path, phone, "benchmark_model", LITERT))
+    with pytest.raises(UsageError, match="--runtime onnxruntime, and benchmark_model measures litert"):
+        bench_bundle(bundle, device, Wishes(runtime="onnxruntime"), progress=Silence())
+    with pytest.raises(DeviceError, match="benchmark_model does not read it") as told:
+        bench_bundle(bundle, device, Wishes(files=("onnx:float32",)), progress=Silence())
+    assert "onnxruntime_perf_test for .onnx" in told.value.fix
+    assert phone.left == []
+
+
+@pytest.mark.parametrize("digests", [True, False])
+def test_what_arrives_changed_is_not_measured(
+    phone: Phone, bundle: Path, tmp_path: Path, *, digests: bool
+) -> None:
+    if not digests:
+        (phone.folder / "no_sha256sum").touch()
+    program = _program(tmp_path, phone, "benchmark_model", LITERT, corrupt=".tflite")
+    device = open_device("adb", benchmark=program)
+    if digests:
+        with pytest.raises(IntegrityError, match="arrived on adb with other bytes"):
+            bench_bundle(bundle, device, QUICK, progress=Silence())
+    else:  # the size is all that such a phone tells
+        assert bench_bundle(bundle, device, QUICK, progress=Silence())["measurements"]
+    assert phone.left == []
+
+
+# Python leaves the killed adb unwaited for when it is interrupted; its warning is not of this project.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_ends_the_program_on_the_phone_and_removes_its_folder(
+    phone: Phone, bundle: Path, tmp_path: Path
+) -> None:
+    started = tmp_path / "started"
+    script = f"#!/bin/sh\necho $$ >{started}\nexec sleep 60\n"
+    program = _program(tmp_path, phone, "benchmark_model", "", script=script)
+    main_thread = threading.main_thread().ident
+
+    def strike() -> None:
+        _wait_for(lambda: started.exists() and started.read_text().strip() != "")
+        signal.pthread_kill(main_thread or 0, signal.SIGINT)
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        bench_bundle(bundle, open_device("adb", benchmark=program), QUICK, progress=Silence())
+    thread.join()
+    process = Path("/proc") / started.read_text().strip()
+    _wait_for(lambda: not process.exists() or "State:\tZ" in (process / "status").read_text())
+    assert phone.left == []
+
+
+def _wait_for(true: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+# -- what phones and programs print --
+
+
+@pytest.mark.parametrize(
+    ("summary", "first_ms"),
+    [
+        ("Inference timings in us: Init: 855, First inference: 4906, Warmup (avg): 3482.5, Inference (avg): 3320.9", 4.906),
+        ("Average inference timings in us: Warmup: 3482.5, Init: 855, no stats: 3320.9", None),
+    ],
+)  # fmt: skip
+def test_older_summaries_and_equal_times_are_read(summary: str, first_ms: float | None) -> None:
+    counts = "count=7 first=4906 curr=3368 min=3282 max=4906 avg=3482.5 std=393\n"
+    told = read_output("litert", f"{counts}\ncount=50 curr=1240(all same)\n{summary}\n")
+    assert (told.runs, told.mean_ms, told.load_ms) == (50, pytest.approx(1.24), pytest.approx(0.855))
+    assert told.first_ms == first_ms
+    with pytest.raises(DeviceError, match="told no times"):
+        read_output("litert", counts)  # it ended after the warm-up
+
+
+def test_times_of_zero_do_not_divide(phone: Phone, bundle: Path, tmp_path: Path) -> None:
+    output = (
+        "count=1 curr=0\ncount=9 curr=0(all same)\nInference timings in us: Init: 1, First inference: 0\n"
+    )
+    program = _program(tmp_path, phone, "benchmark_model", output)
+    (item,) = bench_bundle(bundle, open_device("adb", benchmark=program), QUICK, progress=Silence())[
+        "measurements"
+    ]
+    assert (item["mean_ms"], item["per_second"], item["noise"]) == (0.0, None, None)
+
+
+def test_one_hot_reading_is_enough_and_none_says_nothing() -> None:
+    known, hot, unknown = ({"throttled": level} for level in (1, 2, None))
+    assert was_hot(known, known) is False
+    assert was_hot(unknown, hot) is True
+    assert was_hot(known, unknown) is None
+
+
+@given(cut=st.integers(0, 1200), junk=st.text(max_size=40), digits=st.integers(0, 6000))
+def test_no_output_is_misread_into_a_crash(cut: int, junk: str, digits: int) -> None:
+    for runtime, output in (("litert", LITERT), ("onnxruntime", ONNXRUNTIME)):
+        for text in (junk, output[:cut] + junk + output[cut:], output[:cut] + "9" * digits + output[cut:]):
+            try:
+                told = read_output(runtime, text)
+            except DeviceError:
+                continue
+            assert told.runs > 0
+            assert math.isfinite(told.mean_ms)
+
+
+@given(
+    text=st.text(max_size=200),
+    name=st.sampled_from(["thermal", "clock", "cores", "memory", "cpuinfo", "nope"]),
+)
+def test_no_state_or_board_is_misread_into_a_crash(text: str, name: str) -> None:
+    for told in (text, f"@{name}\n{text}", f"@{name}\nMemTotal: {'9' * 6000} kB\nThermal Status: {text}"):
+        BoardState.model_validate(read_state(told))
+        Board.model_validate(read_board(told))

@@ -19,7 +19,7 @@ from exporter.benching import Wishes, bench_bundle
 from exporter.benching import bench as benching
 from exporter.errors import DeviceError, TimeLimitError, UsageError
 from exporter.progress import Silence
-from targets.devices import SshOptions, open_device
+from targets.devices import SshOptions, base, open_device
 
 
 def test_a_device_behind_ssh_answers_in_the_one_schema_and_keeps_nothing(bundle: Path, sshd: Sshd) -> None:
@@ -172,8 +172,8 @@ def test_a_device_that_vanishes_or_hangs(
     scratch = sshd.folder / "tmp"
     scratch.mkdir()
     sshd.restart(TMPDIR=str(scratch))
-    converse = benching.converse
-    monkeypatch.setattr(benching, "converse", lambda *a, **k: converse(*a, **k, silence_s=6.0))
+    converse = base.converse
+    monkeypatch.setattr(base, "converse", lambda *a, **k: converse(*a, **k, silence_s=6.0))
     struck: list[int] = []
 
     def strike() -> None:

@@ -111,8 +111,17 @@ class InternalError(EdgeError):
 
 def first_line(error: BaseException) -> str:
     """Return the first line of what `error` says, at most 300 characters; its class if it says nothing."""
+    return _first_line(error) or type(error).__name__
+
+
+def said(error: BaseException) -> str:
+    """Return the class of `error` and the first line of what it says."""
+    return f"{type(error).__name__}: {_first_line(error) or '(no message)'}"
+
+
+def _first_line(error: BaseException) -> str:
     lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)[:300]
+    return next((line for line in lines if line), "")[:300]
 
 
 INTERRUPTED_EXIT_CODE = 130

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING
 
-from exporter.errors import EdgeError, InputError, TimeLimitError
-from exporter.user_code import import_user_code, said, user_line
+from exporter.errors import EdgeError, InputError, TimeLimitError, said
+from exporter.user_code import import_user_code, user_line
 
 if TYPE_CHECKING:
     import torch

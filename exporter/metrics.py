@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from exporter.artifacts import Fidelity
-from exporter.errors import CalibrationError, InputError
+from exporter.errors import CalibrationError, InputError, said
 
 Outputs = Mapping[str, np.ndarray]
 Metric = Callable[[Sequence[Outputs], np.ndarray], float]
@@ -146,9 +146,8 @@ def guard_metric(name: str, metric: Callable[..., object]) -> Metric:
         try:
             value = float(metric(outputs, labels))  # type: ignore[arg-type]
         except (Exception, SystemExit) as error:
-            line = (str(error).strip().splitlines() or ["(no message)"])[0][:300]
             raise InputError(
-                f"metric {name} failed: {type(error).__name__}: {line}",
+                f"metric {name} failed: {said(error)}",
                 fix="make it return a number from (outputs, labels)",
             ) from error
         if not np.isfinite(value):

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from exporter.errors import EdgeError, InputError, first_line
+from exporter.errors import EdgeError, InputError, said
 from exporter.files import require_file
 
 _USER_MODULE = "_edge_user_"
@@ -51,11 +51,6 @@ def _import_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
-
-
-def said(error: BaseException) -> str:
-    """Return the class of `error` and the first line of what it says."""
-    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def user_line(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 
-from exporter.errors import UnsupportedError, UsageError, first_line
+from exporter.errors import UnsupportedError, UsageError, said
 from targets.base import Target, TargetOptions
 
 GROUP = "edge_exporter.targets"
@@ -129,7 +129,7 @@ def _load(registration: _Registration) -> Listing:
         loaded = None if registration.conflict else entry.load()
         reason = registration.conflict or protocol_breach(loaded, entry.name)
     except (Exception, SystemExit) as error:  # noqa: BLE001  a third party's module may fail in any way
-        reason = f"loading it failed with {type(error).__name__}: {first_line(error)}"
+        reason = f"loading it failed with {said(error)}"
     return Listing(entry.name, registration.origin, entry.value, None if reason else loaded, reason)
 
 

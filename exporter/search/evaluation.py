@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from exporter.artifacts import Artifact, ArtifactSpec, Coverage, Format, ModelFigures, Shapes
 from exporter.compression import DistillTable, PruneTable, QatTable, training_of
-from exporter.errors import EdgeError, GateError, InputError
+from exporter.errors import EdgeError, GateError, InputError, said
 from exporter.files import size_bytes
 from exporter.formats import produce
 from exporter.formats.base import ProduceRequest
@@ -40,7 +40,7 @@ from exporter.stages.compress import Workshop, compress
 from exporter.stages.data import BuildData, read_data
 from exporter.stages.load import load
 from exporter.stages.quantize.regions import decide_regions
-from exporter.user_code import import_user_code, said, user_line
+from exporter.user_code import import_user_code, user_line
 from targets.base import Target
 
 ON_THE_TEST_SET = (

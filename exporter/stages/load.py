@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exporter.artifacts import TensorSpec
-from exporter.errors import InputError, RecipeError, UnsupportedError
+from exporter.errors import InputError, RecipeError, UnsupportedError, said
 from exporter.factory import call_factory, importable, quiet
 from exporter.files import require_file
 from exporter.planning import Origin, Plan
 from exporter.sniff import describe_content
 from exporter.source import SourceModel
 from exporter.state_dict import is_torchscript, load_weights, require_sane_weights
-from exporter.user_code import said
 
 if TYPE_CHECKING:
     import onnx

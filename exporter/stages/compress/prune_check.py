@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from exporter.errors import UnsupportedError, first_line
+from exporter.errors import UnsupportedError, said
 from exporter.source import SourceModel, flatten_outputs
 from exporter.stages.compress.prune_edit import Change, Removal, apply_changes, merged_removals, restored
 from exporter.stages.compress.prune_graph import is_conv1d
@@ -75,7 +75,7 @@ class Probe:
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - forward is the user's code, and may raise anything
-            return f"{type(error).__name__}: {first_line(error)}"
+            return f"{said(error)}"
         with restored(self.module), torch.no_grad():
             handles = _mask(self.module, changes)
             try:

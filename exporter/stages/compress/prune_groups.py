@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch_pruning import ops
 
-from exporter.errors import EdgeError, RecipeError, UnsupportedError, first_line
+from exporter.errors import EdgeError, RecipeError, UnsupportedError, first_line, said
 from exporter.stages.compress.prune_attention import CountingAttribute, Role, counting_attributes
 from exporter.stages.compress.prune_check import Probe
 from exporter.stages.compress.prune_edit import Change, Removal, Rescale, Side, pruner_of
@@ -161,7 +161,7 @@ def _traced(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> ChannelGr
         raise
     except Exception as error:  # forward is the user's code, and torch-pruning walks whatever it built
         raise UnsupportedError(
-            f"prune cannot follow the model's channels: {type(error).__name__}: {first_line(error)}",
+            f"prune cannot follow the model's channels: {said(error)}",
             fix="make forward run on the recipe's inputs without torch.no_grad, or use factorize or sparsify",
         ) from error
 

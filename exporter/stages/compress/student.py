@@ -14,7 +14,7 @@ from torch import nn
 
 from exporter.artifacts import TensorSpec
 from exporter.compression import DistillTable, StudentTable, training_of
-from exporter.errors import CalibrationError, InputError, RecipeError, UnsupportedError
+from exporter.errors import CalibrationError, InputError, RecipeError, UnsupportedError, said
 from exporter.factory import call_factory
 from exporter.source import SourceModel
 from exporter.stages.compress.base import StepContext, StepResult
@@ -22,7 +22,7 @@ from exporter.state_dict import load_weights, require_sane_weights
 from exporter.students.catalogue import Family, Takes, build_student, complete_options, family_of
 from exporter.students.fit import IDS, token_inputs
 from exporter.training.record import TrainingRecord
-from exporter.user_code import said, user_line
+from exporter.user_code import user_line
 
 
 def student(source: SourceModel, table: StudentTable, context: StepContext) -> StepResult:

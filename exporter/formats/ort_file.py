@@ -68,6 +68,8 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
     import onnxruntime as ort
     from onnxruntime.tools.ort_format_model.utils import create_config_from_models
 
+    from exporter.formats.ort_canonical import canonicalize
+
     options = ort.SessionOptions()
     options.optimized_model_filepath = request["ort"]
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -78,6 +80,7 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
     ort.InferenceSession(
         request["onnx"], options, providers=["CPUExecutionProvider"], disabled_optimizers=["NchwcTransformer"]
     )
+    canonicalize(Path(request["ort"]))
     folder = Path(request["ort"]).parent
     listing = folder / f".{Path(request['operators']).name}.part"
     create_config_from_models([Path(request["ort"])], listing, enable_type_reduction=False)

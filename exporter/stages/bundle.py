@@ -58,6 +58,7 @@ def write_bundle(
             "target": target_name,
             "tool": f"edge-exporter {__version__}",
             "budget": options.budget.model_dump(exclude_none=True),
+            "options": options.model_dump(mode="json", exclude={"artifacts", "budget"}),
             "artifacts": [
                 {
                     "artifact": str(delivery.artifact.spec),

@@ -131,6 +131,13 @@ def test_equal_requests_give_equal_bytes_that_phones_load(bench: Bench, tmp_path
     assert str(bench.folder).encode() not in again.path.read_bytes()
 
 
+def test_an_ort_file_made_twice_is_the_same_bytes(bench: Bench, tmp_path: Path) -> None:
+    text = "ort:static_wi8_ai8@fixed"
+    again = bench.make(text, tmp_path / "again")
+    assert again.path.read_bytes() == bench.artifact(text).path.read_bytes()
+    assert again.sha256 == bench.artifact(text).sha256 == digest(again.path)
+
+
 def test_fewer_bits_make_smaller_files(bench: Bench) -> None:
     sizes = {
         text: bench.artifact(f"onnx:{text}").size_bytes

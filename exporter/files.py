@@ -43,6 +43,18 @@ def digest(path: Path) -> str:
     return lines.hexdigest()
 
 
+def cache_folder() -> Path:
+    """Return the tool's own folder below `$XDG_CACHE_HOME`, by default `~/.cache`; it may be removed at any time."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "edge-exporter"
+
+
+def state_folder() -> Path:
+    """Return the tool's own folder below `$XDG_STATE_HOME`, by default `~/.local/state`: what it must not forget."""
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "edge-exporter"
+
+
 def size_bytes(path: Path) -> int:
     """Return the bytes of a file, or of all files in a folder."""
     return sum(file.stat().st_size for file in sorted_files(path)) if path.is_dir() else path.stat().st_size
@@ -164,6 +176,17 @@ def hold_lock(path: Path, *, what: str) -> Iterator[None]:
             yield
         finally:
             stream.truncate(0)
+
+
+@contextlib.contextmanager
+def wait_for_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path`, waiting for whoever has it; the file stays, for the next one to lock."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a", encoding="utf-8")
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def _locked(path: Path, what: str) -> TextIO:

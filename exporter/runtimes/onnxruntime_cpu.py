@@ -10,6 +10,7 @@ import numpy as np
 
 from exporter.artifacts import TensorSpec
 from exporter.errors import InputError
+from exporter.runtimes.session_options import keep_device_arithmetic
 
 RUNTIME_NAME = "onnxruntime-cpu"
 
@@ -38,6 +39,7 @@ class OnnxModel:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        keep_device_arithmetic(options)
         self.version = str(ort.__version__)
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -162,6 +162,17 @@ def was_throttled(before: Json, after: Json) -> bool | None:
 # -- one model in one runtime: the worker process --
 
 
+def _pair_sums_saturate() -> bool:
+    """Return whether this is an x86 without VNNI, where onnxruntime's uint8 × int8 sums saturate; ARM's never do."""
+    if platform.machine() not in {"x86_64", "AMD64"}:
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return not any(name in flags for name in ("avx512_vnni", "avx512vnni", "avx_vnni", "avxvnni"))
+
+
 class OnnxModel:
     """A `.onnx` or `.ort` file in onnxruntime on the CPU, as an app would load it."""
 
@@ -170,6 +181,8 @@ class OnnxModel:
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
+        if _pair_sums_saturate():
+            options.add_session_config_entry("session.qdqisint8allowed", "1")
         if trace is not None:
             options.enable_profiling, options.profile_file_prefix = True, trace
         self.version = runtime.__version__

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,18 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import DeviceError
+from exporter.files import cache_folder
 from targets.devices import installer
 from targets.devices.base import last_line
 
 _OLDEST_GLIBC = 17
 _NARROW = {"aarch64": "armv7l", "armv8l": "armv7l", "x86_64": "i686"}
 """What a 32-bit Python runs as on a 64-bit kernel."""
-
-
-def cache_folder() -> Path:
-    """Return the tool's own folder below `$XDG_CACHE_HOME`, by default `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "edge-exporter"
 
 
 def download(requirements: Iterable[str], python: str, platforms: Iterable[str], folder: Path) -> str | None:

@@ -17,10 +17,11 @@ from importlib.resources import files as resources
 from pathlib import Path
 
 from exporter.errors import DeviceError
+from exporter.files import cache_folder
 from targets.devices.base import last_line
 from targets.devices.virtual_pi.cores import CORES, Core
 from targets.devices.virtual_pi.debian import MIRROR, Archive
-from targets.devices.wheels import cache_folder, download
+from targets.devices.wheels import download
 
 _LAYOUT = 1
 _HOSTS = {"x86_64": ("amd64", "x86_64-linux-gnu", "ld-linux-x86-64.so.2")}

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from targets.devices.virtual_pi.debian import SUITE, Archive
-from targets.devices.wheels import cache_folder
+from exporter.files import cache_folder
 
 PROGRAMS = {"sshd": "usr/sbin", "ssh": "usr/bin", "ssh-keygen": "usr/bin", "ssh-keyscan": "usr/bin"}
 _HOSTS = {

@@ -7,6 +7,7 @@ key is an error that gives its full path and the names nearby; paths are relativ
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ NAME_RULE = r"[a-z0-9][a-z0-9._-]{0,99}"
 _IDENTIFIERS = r"[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*"
 VERSION_RULE = rf"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)(-{_IDENTIFIERS})?(\+{_IDENTIFIERS})?"
 LARGEST_RECIPE_BYTES = 1 << 20
+_NOT_IN_THE_FILE = frozenset({"folder", "sha256"})
 RULES = ("auto", "minmax", "percentile", "mse", "entropy")
 
 Dtype = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
@@ -49,7 +51,11 @@ class InputTable(_Table):
 
 
 class ModelTable(_Table):
-    """`[model]`: what the model is and where it comes from; `factory` (with `weights`) or `path`."""
+    """`[model]`: what the model is and where it comes from; `factory` (with `weights`) or `path`.
+
+    `license` (an SPDX expression) and `description` (one paragraph) are handed on in the model card and the bill of
+    materials, which say nothing where they are absent.
+    """
 
     name: str
     version: str
@@ -60,7 +66,30 @@ class ModelTable(_Table):
     outputs: tuple[str, ...] = ()
     axes: Mapping[str, Annotated[int, Field(gt=0)]] = {}
     labels: tuple[str, ...] = ()
+    license: str | None = Field(default=None, max_length=200)
+    description: str | None = Field(default=None, min_length=1, max_length=2000)
     load_timeout_s: float = Field(default=300, gt=0)
+
+    @field_validator("license")
+    @classmethod
+    def _license_is_spdx(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+
+        try:
+            return str(canonicalize_license_expression(value))
+        except InvalidLicenseExpression as error:
+            raise ValueError(
+                "a license is an SPDX expression, like Apache-2.0, MIT OR Apache-2.0, or LicenseRef-Ours"
+            ) from error
+
+    @field_validator("description")
+    @classmethod
+    def _description_is_a_paragraph(cls, value: str | None) -> str | None:
+        if value is not None and (not value.strip() or any(not sign.isprintable() for sign in value)):
+            raise ValueError("a description is one paragraph of plain text, without line breaks")
+        return value
 
     @field_validator("name")
     @classmethod
@@ -174,7 +203,7 @@ class GatesTable(_Table):
 
 
 class Recipe(_Table):
-    """A whole recipe. `folder` is where relative paths start; it is not part of the file."""
+    """A whole recipe. `folder` is where relative paths start, `sha256` the digest of the file; neither is part of it."""
 
     model: ModelTable
     data: DataTable = DataTable()
@@ -185,6 +214,7 @@ class Recipe(_Table):
     gates: GatesTable = GatesTable()
     targets: Mapping[str, Mapping[str, Any]] = {}
     folder: Path = Field(default=Path(), exclude=True, repr=False)
+    sha256: str | None = Field(default=None, exclude=True, repr=False)
 
     def resolve(self, path: Path) -> Path:
         """Return `path` as seen from the recipe's folder."""
@@ -193,15 +223,17 @@ class Recipe(_Table):
 
 def read_recipe(path: Path) -> Recipe:
     """Return the recipe in `path`; `RecipeError` (exit 2) names the key, the value and the fix."""
+    text = _text_of(path)
     try:
-        tables = tomllib.loads(_text_of(path))
+        tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path} is not TOML: {error}", fix="correct that line") from error
     except RecursionError as error:
         raise RecipeError(f"{path} nests tables too deeply", fix="write plain tables") from error
-    if "folder" in tables:
-        raise RecipeError(f"{path}: folder: unknown key", fix="remove it; paths are relative to the recipe")
-    return recipe_of(tables, path, folder=path.resolve().parent)
+    for key in sorted(_NOT_IN_THE_FILE & set(tables)):
+        raise RecipeError(f"{path}: {key}: unknown key", fix="remove it: the tool finds that out by itself")
+    recipe = recipe_of(tables, path, folder=path.resolve().parent)
+    return recipe.model_copy(update={"sha256": hashlib.sha256(text.encode()).hexdigest()})
 
 
 def recipe_of(tables: Mapping[str, Any], name: Path | str, *, folder: Path) -> Recipe:
@@ -281,13 +313,14 @@ def _keys_at(location: Sequence[int | str]) -> list[str]:
     }
     names = [part for part in location if isinstance(part, str)]
     table = tables[names[-1]] if names and names[-1] in tables else Recipe
-    return sorted(set(table.model_fields) - {"folder"})
+    return sorted(set(table.model_fields) - _NOT_IN_THE_FILE)
 
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of a recipe, for editors."""
     schema = Recipe.model_json_schema()
-    schema["properties"].pop("folder", None)
+    for name in _NOT_IN_THE_FILE:
+        schema["properties"].pop(name, None)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "edge-exporter recipe"
     return schema

@@ -42,6 +42,8 @@ COMMANDS: tuple[str, ...] = (
     "targets",
     "schema",
 )
+# A module called `list` would hide the builtin from this one.
+_MODULES = {"list": "listing"}
 _COMPLETION_VARIABLE = "_EDGE_EXPORT_COMPLETE"
 
 
@@ -56,7 +58,8 @@ class EdgeExport(click.Group):
         """Import and return the command called `cmd_name`, or `None`."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"exporter.cli.{cmd_name}").command
+        module = _MODULES.get(cmd_name, cmd_name)
+        command: click.Command = importlib.import_module(f"exporter.cli.{module}").command
         return command
 
     def resolve_command(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from exporter.errors import EdgeError, InputError, IntegrityError, UsageError
 from exporter.files import digest, scratch_folder, size_bytes, sorted_files
-from exporter.manifest import MANIFEST_NAME, check_manifest
+from exporter.manifest import check_manifest
 from exporter.progress import Progress
 from exporter.registry.documents import (
     INDEX,
@@ -145,7 +145,7 @@ def _prepare(folder: Path, scratch: Path) -> _Prepared:
     if isinstance(target, Packs):
         packages = target.pack(PackRequest(bundle, scratch))
     content = {path: folder / path for path in _files_of(folder)}
-    documents = _documents(bundle)
+    documents = _documents(bundle, notes)
     order = list(dict.fromkeys(path for package in packages for path in package.files))
     release = Release(
         format=1,
@@ -177,7 +177,7 @@ def _files_of(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in sorted_files(folder)]
 
 
-def _documents(bundle: Bundle) -> dict[str, Path]:
+def _documents(bundle: Bundle, notes: list[str]) -> dict[str, Path]:
     """Return the build's provenance, where it lies beside the bundle and speaks of it."""
     path = bundle.folder.parent / PROVENANCE
     if not path.is_file():
@@ -185,8 +185,9 @@ def _documents(bundle: Bundle) -> dict[str, Path]:
     from exporter.attesting.provenance import read_provenance
 
     try:
-        read_provenance(path, bundle.folder / MANIFEST_NAME)
-    except IntegrityError:
+        read_provenance(path).require_about(bundle.folder)
+    except IntegrityError as error:
+        notes.append(f"published without provenance: {error.cause}")
         return {}
     return {PROVENANCE: path}
 
@@ -398,9 +399,9 @@ def _show_key(state: _State, sign_with: Path, key: str) -> FileEntry:
 
 
 def _fingerprint(key: Path) -> str:
-    from exporter.attesting.signatures import key_fingerprint
+    from exporter.attesting.signatures import signing_fingerprint
 
-    return key_fingerprint(key)
+    return signing_fingerprint(key)
 
 
 def views_of(releases: Iterable[Release]) -> dict[str, bytes]:

@@ -13,8 +13,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from targets.devices.virtual_pi.debian import SUITE, Archive
 from exporter.files import cache_folder
+from targets.devices.virtual_pi.debian import SUITE, Archive
 
 PROGRAMS = {"sshd": "usr/sbin", "ssh": "usr/bin", "ssh-keygen": "usr/bin", "ssh-keyscan": "usr/bin"}
 _HOSTS = {

@@ -36,6 +36,7 @@ from exporter.registry.documents import (
     release_path,
     serialized,
 )
+from exporter.registry.page import page_of
 from exporter.registry.reading import READERS, release_content
 from exporter.registry.store import Store
 from exporter.registry.versions import require_name, require_version
@@ -405,12 +406,13 @@ def _fingerprint(key: Path) -> str:
 
 
 def views_of(releases: Iterable[Release]) -> dict[str, bytes]:
-    """Return every listing of a registry that holds `releases`: what Gradle, git and pip look at."""
+    """Return every listing of a registry that holds `releases`: what Gradle, git, pip and people look at."""
     by_ecosystem: dict[Ecosystem, list[Published]] = defaultdict(list)
-    for release in releases:
+    listed = list(releases)
+    views = page_of(listed)
+    for release in listed:
         for published in release.published():
             by_ecosystem[published.package.ecosystem].append(published)
-    views: dict[str, bytes] = {}
     for ecosystem, published_packages in sorted(by_ecosystem.items()):
         if ecosystem in VIEWS:
             views |= VIEWS[ecosystem](published_packages)

@@ -87,7 +87,9 @@ def open_store(url: str, *, timeout_s: float = REQUEST_SECONDS) -> Store:
     if protocol in {"file", "local"}:
         return FolderStore(Path("/" + rest.lstrip("/")))
     if not rest.strip("/"):
-        raise UsageError(f"{url} names no place", fix="write the whole URL, such as https://models.example.com/edge")
+        raise UsageError(
+            f"{url} names no place", fix="write the whole URL, such as https://models.example.com/edge"
+        )
     return _open_remote(protocol, url.rstrip("/"), timeout_s)
 
 

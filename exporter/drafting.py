@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, get_args
 from exporter.artifacts import TensorSpec
 from exporter.errors import InputError, InternalError, UnsupportedError
 from exporter.files import require_file
-from exporter.recipe import NAME_RULE, Dtype, InputTable, ModelTable, Recipe
+from exporter.names import NAME_RULE
+from exporter.recipe import Dtype, InputTable, ModelTable, Recipe
 
 if TYPE_CHECKING:
     import torch

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.onnx_write import save_onnx
+from exporter.runtimes.sessions import open_session
 
 
 def observe(
@@ -30,7 +31,7 @@ def observe(
     with tempfile.TemporaryDirectory(prefix="edge-observe-") as folder:
         path = Path(folder) / "observed.onnx"
         save_onnx(_exposing(model, names), path)
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = open_session(str(path), options)
     wanted = [value.name for value in session.get_inputs()]
     computed = [name for name in dict.fromkeys(names) if name not in wanted]
     for sample in samples:

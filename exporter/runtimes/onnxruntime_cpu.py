@@ -10,7 +10,7 @@ import numpy as np
 
 from exporter.artifacts import TensorSpec
 from exporter.errors import InputError
-from exporter.runtimes.session_options import keep_device_arithmetic
+from exporter.runtimes.sessions import open_session
 
 RUNTIME_NAME = "onnxruntime-cpu"
 
@@ -39,10 +39,9 @@ class OnnxModel:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        keep_device_arithmetic(options)
         self.version = str(ort.__version__)
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = open_session(str(path), options)
         except Exception as error:
             # onnxruntime raises classes of its own that share no public base below Exception.
             line = (str(error).strip().splitlines() or [""])[0][:300]

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.metrics import compare_outputs
-from exporter.runtimes.session_options import keep_device_arithmetic
+from exporter.runtimes.sessions import open_session
 
 _CLEAN_DB = 60.0
 
@@ -93,10 +93,7 @@ def _activations(
     exposed.graph.outputs.extend(_typed(values[name]) for name in names if name not in present)
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    keep_device_arithmetic(options)
-    session = ort.InferenceSession(
-        ir.to_proto(exposed).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = open_session(ir.to_proto(exposed).SerializeToString(), options)
     wanted = [value.name for value in session.get_inputs()]
     return [
         dict(zip(names, session.run(list(names), {key: sample[key] for key in wanted}), strict=True))

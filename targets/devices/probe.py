@@ -173,6 +173,21 @@ def _pair_sums_saturate() -> bool:
     return not any(name in flags for name in ("avx512_vnni", "avx512vnni", "avx_vnni", "avxvnni"))
 
 
+def _open_session(runtime: Any, path: str, options: Any) -> Any:
+    """Return a session that computes as ARM does; where sums saturate, with unsigned weights or signed activations."""
+    providers = ["CPUExecutionProvider"]
+    if _pair_sums_saturate():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        try:
+            return runtime.InferenceSession(path, options, providers=providers)
+        except Exception as error:
+            if "AddInitializedOrtValue" not in str(error):  # what onnxruntime 1.32 says of shared zero points
+                raise
+        options.add_session_config_entry("session.x64quantprecision", "0")
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
+    return runtime.InferenceSession(path, options, providers=providers)
+
+
 class OnnxModel:
     """A `.onnx` or `.ort` file in onnxruntime on the CPU, as an app would load it."""
 
@@ -181,12 +196,10 @@ class OnnxModel:
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
-        if _pair_sums_saturate():
-            options.add_session_config_entry("session.qdqisint8allowed", "1")
         if trace is not None:
             options.enable_profiling, options.profile_file_prefix = True, trace
         self.version = runtime.__version__
-        self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._session = _open_session(runtime, str(path), options)
         self._outputs = [item.name for item in self._session.get_outputs()]
 
     def prepare(self, tensors: Json) -> Any:

@@ -20,12 +20,10 @@ from exporter.artifacts import TensorSpec
 from exporter.compression import METHODS, CompressTable, TrainingTable
 from exporter.errors import RecipeError
 from exporter.files import near_paths
+from exporter.names import NAME_RULE, VERSION_RULE
 from exporter.schemes import KNOWN_SCHEMES
 from exporter.search.table import ArchitectureTable, ConstraintsTable, TuneTable
 
-NAME_RULE = r"[a-z0-9][a-z0-9._-]{0,99}"
-_IDENTIFIERS = r"[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*"
-VERSION_RULE = rf"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)(-{_IDENTIFIERS})?(\+{_IDENTIFIERS})?"
 LARGEST_RECIPE_BYTES = 1 << 20
 _NOT_IN_THE_FILE = frozenset({"folder", "sha256"})
 RULES = ("auto", "minmax", "percentile", "mse", "entropy")

@@ -51,6 +51,7 @@ def edge_export(*arguments: str | Path, cwd: Path, **environment: str) -> subpro
 
 def build(arguments: Sequence[str | Path], cwd: Path, **environment: str) -> Built:
     """Run a build and return it."""
+    cwd.mkdir(parents=True, exist_ok=True)
     result = edge_export(*arguments, "--json", "--out", cwd / "out", cwd=cwd, **environment)
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)

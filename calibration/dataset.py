@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from exporter.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Sample = Mapping[str, Array]
@@ -137,7 +140,8 @@ class _Sized:
 class IndexedDataset(_Sized):
     """A dataset whose samples are made one at a time, on request, from their index; nothing is kept.
 
-    `load(i)` returns sample `i` (0 ≤ i < `length`) and must return the same content each time.
+    `load(i)` returns sample `i` (0 ≤ i < `length`) and must return the same content each time; `picture(i)` the picture
+    that it was made from, where there was one.
     """
 
     def __init__(
@@ -146,9 +150,12 @@ class IndexedDataset(_Sized):
         load: Callable[[int], Sample],
         labels: Array | Sequence[Any] | None = None,
         source: str = "",
+        *,
+        picture: Callable[[int], Image.Image] | None = None,
     ) -> None:
         super().__init__(length, labels, source)
         self._load = load
+        self._picture = picture
 
     def __iter__(self) -> Iterator[dict[str, Array]]:
         for index in range(self._length):
@@ -157,6 +164,28 @@ class IndexedDataset(_Sized):
     def sample(self, index: int) -> dict[str, Array]:
         """Return sample `index`, counted from 0."""
         return dict(self._load(index))
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether each sample was made from a picture, which `picture` gives."""
+        return self._picture is not None
+
+    def picture(self, index: int) -> Image.Image:
+        """Return the picture that sample `index` was made from; LookupError if samples are not made from pictures."""
+        if self._picture is None:
+            raise LookupError(f"the samples of {_called(self)} are not made from pictures")
+        return self._picture(index)
+
+    def subset(self, indices: Array, source: str) -> IndexedDataset:
+        """Return the samples at `indices`, in that order, with their labels and pictures."""
+        original = self._picture
+        return IndexedDataset(
+            len(indices),
+            lambda index: self.sample(int(indices[index])),
+            None if self.labels is None else self.labels[indices],
+            source,
+            picture=None if original is None else lambda index: original(int(indices[index])),
+        )
 
 
 class ArrayDataset(IndexedDataset):
@@ -265,8 +294,7 @@ def take(dataset: Dataset, count: int) -> Dataset:
     indices = evenly_spaced(count, length)
     source = f"{count} of the {length} samples of {_called(dataset)}, evenly spaced"
     if isinstance(dataset, IndexedDataset):
-        labels = None if dataset.labels is None else dataset.labels[indices]
-        return IndexedDataset(count, lambda index: dataset.sample(int(indices[index])), labels, source)
+        return dataset.subset(indices, source)
     return _StreamSubset(dataset, indices, source)
 
 

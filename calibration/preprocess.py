@@ -21,14 +21,17 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}
+RESIZES = ("bilinear", "bicubic", "nearest")
+FITS = ("stretch", "crop", "letterbox")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "layout": ("NCHW", "NHWC"),
     "color": tuple(_CHANNELS),
-    "resize": ("bilinear", "bicubic", "nearest"),
-    "fit": ("stretch", "crop", "letterbox"),
+    "resize": RESIZES,
+    "fit": FITS,
     "dtype": ("float32", "float16", "uint8", "int8"),
 }
 _LARGEST_SIDE = 16384
+_GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,32 @@ class Preprocess:
             values = values.transpose(2, 0, 1)
         return np.ascontiguousarray(_cast(values, np.dtype(self.dtype))[np.newaxis])
 
+    def decode(self, image: Image.Image) -> Image.Image:
+        """Return `image` as a plain 8-bit picture of its own size: upright, opaque, in mode L or RGB.
+
+        What `apply` does to a picture before it resizes it, except that colours stay where the contract wants grey.
+        """
+        coloured = self.color != "L" or image.mode not in _GREY_MODES
+        return _flattened(image, "RGB" if coloured else "L")
+
+    def invert(self, tensor: Array) -> Image.Image:
+        """Return the picture of the contract's own size that `apply` brings as near to `tensor` as 8 bits can.
+
+        Levels beyond 0..255 are cut off. Raises ValueError for a tensor that is not of `self.shape` or not finite.
+        """
+        from PIL import Image
+
+        if tensor.shape != self.shape or not np.isfinite(tensor).all():
+            raise ValueError(f"no finite tensor of shape {self.shape}")
+        values = np.asarray(tensor[0], np.float64)
+        if self.layout == "NCHW":
+            values = values.transpose(1, 2, 0)
+        levels = (values * np.asarray(self.std) + np.asarray(self.mean)) / self.scale
+        pixels = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+        if self.color == "L":
+            return Image.fromarray(pixels[:, :, 0])
+        return Image.fromarray(np.ascontiguousarray(pixels[:, :, ::-1] if self.color == "BGR" else pixels))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the contract as plain JSON values; `from_dict` gives the same object back."""
         plain: dict[str, Any] = {"kind": "image"}
@@ -151,12 +180,12 @@ class Preprocess:
         height, width = self.size
         method = Image.Resampling[self.resize.upper()]
         if self.fit == "stretch":
-            return image.resize((width, height), method)
+            return _resized(image, (width, height), method)
         ratios = (width / image.width, height / image.height)
         ratio = max(ratios) if self.fit == "crop" else min(ratios)
         scaled_width = _scaled(image.width, ratio, width, self.fit)
         scaled_height = _scaled(image.height, ratio, height, self.fit)
-        scaled = image.resize((scaled_width, scaled_height), method)
+        scaled = _resized(image, (scaled_width, scaled_height), method)
         left, top = (width - scaled_width) // 2, (height - scaled_height) // 2
         if self.fit == "crop":
             return scaled.crop((-left, -top, -left + width, -top + height))
@@ -190,6 +219,15 @@ def _flattened(image: Image.Image, mode: str) -> Image.Image:
         rgba = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
     return upright.convert(mode)
+
+
+def _resized(image: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:
+    """Return `image` with `size` (width, height), first across, then down.
+
+    Pillow 13 goes down first where that is cheaper, older ones never do: levels of tall pictures differ by up to ten. One
+    direction at a time is the same in all of them, and in the code that bundles carry.
+    """
+    return image.resize((size[0], image.height), method).resize(size, method)
 
 
 def _scaled(side: int, ratio: float, wanted: int, fit: str) -> int:

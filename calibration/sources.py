@@ -188,10 +188,14 @@ def _open_images(
     def load(index: int) -> dict[str, Array]:
         return {name: _read_image(files[index], contract.apply)}
 
+    def picture(index: int) -> Any:
+        return _read_image(files[index], contract.decode)
+
     without = (
         f", {len(skipped)} unreadable left out: {', '.join(path.name for path in skipped)}" if skipped else ""
     )
-    return IndexedDataset(len(files), load, labels, f"{folder.name} ({len(files)} images{without})")
+    source = f"{folder.name} ({len(files)} images{without})"
+    return IndexedDataset(len(files), load, labels, source, picture=picture)
 
 
 def _image_files(folder: Path, pattern: str | None) -> list[Path]:

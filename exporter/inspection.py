@@ -6,13 +6,15 @@ size counts as 1, and is listed so that nobody takes the figures for a batch the
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import Coverage, Format, TensorSpec
+from exporter.carried import carried_contract
 from exporter.errors import EdgeError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -44,8 +46,9 @@ class GraphFacts:
 
     `opsets` maps operator domain to version (`ai.onnx` for the default one), `parameters` counts elements
     of float constants, `assumed_axes` are the sizes that `macs` were counted with, `uncounted` the nodes
-    that compute and whose shapes stay unknown, `quantized_by` the first quantised operator, if any, and
-    `static_coverage` what `static_wi8_ai8` would quantise of a float graph.
+    that compute and whose shapes stay unknown, `quantized_by` the first quantised operator, if any,
+    `static_coverage` what `static_wi8_ai8` would quantise of a float graph, and `model` and `contract` what a file of ours
+    carries: name and version, and the object of `preprocess.json`.
     """
 
     producer: str
@@ -61,6 +64,8 @@ class GraphFacts:
     uncounted: tuple[str, ...]
     quantized_by: str | None
     static_coverage: Coverage | None
+    model: str | None = None
+    contract: Mapping[str, Any] | None = None
 
     @property
     def opset(self) -> int:
@@ -92,11 +97,14 @@ def inspect_onnx(path: Path, axes: Mapping[str, int] | None = None, keep: Sequen
     """Return the facts of the `.onnx` file in `path`, with named axes sized by `axes` and else 1.
 
     `keep` are the recipe's patterns of nodes that stay float. Raises what `exporter.onnx_read.read_onnx`
-    raises for files that are missing, broken or unsafe.
+    raises for files that are missing, broken or unsafe, and `IntegrityError` for one that carries what is no contract.
     """
     from exporter.onnx_read import read_onnx
 
-    return _facts(read_onnx(path), axes or {}, keep)
+    proto = read_onnx(path)
+    metadata = {item.key: item.value for item in proto.metadata_props}
+    model, contract = carried_contract(metadata, path.name)
+    return dataclasses.replace(_facts(proto, axes or {}, keep), model=model, contract=contract)
 
 
 def inspect_plan(plan: Plan, *, log: Path) -> GraphFacts:
@@ -279,7 +287,7 @@ def suffixes_of_code() -> Mapping[str, str]:
 
 
 def refuse_other(path: Path) -> UnsupportedError:
-    """Return the error for a file that is neither a recipe, nor an ONNX model, nor a bundle."""
+    """Return the error for a file that is neither a recipe, nor a model that can be read, nor a bundle."""
     kinds = suffixes_of_code()
     if path.suffix.lower() in kinds:
         return UnsupportedError(
@@ -290,5 +298,5 @@ def refuse_other(path: Path) -> UnsupportedError:
 
     return UnsupportedError(
         f"{path} looks like {describe_content(path)}",
-        fix="give an .onnx file, a recipe (.toml) or a bundle folder",
+        fix="give an .onnx, .ort or .tflite file, a recipe (.toml) or a bundle folder",
     )

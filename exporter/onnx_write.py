@@ -17,6 +17,7 @@ PROTOBUF_LIMIT_BYTES = 2**31 - 2**24
 def fix_axes(model: ir.Model, axes: Mapping[str, int]) -> ir.Model:
     """Return a copy of `model` whose named axes have the sizes in `axes`, with what follows folded."""
     fixed = model.clone()
+    declared = [value.shape for value in fixed.graph.outputs]
     for value in fixed.graph.inputs:
         if value.shape is not None:
             value.shape = ir.Shape(
@@ -31,6 +32,11 @@ def fix_axes(model: ir.Model, axes: Mapping[str, int]) -> ir.Model:
     passes.DeduplicateHashedInitializersPass()(fixed)
     passes.RemoveUnusedNodesPass()(fixed)
     passes.ClearMetadataAndDocStringPass()(fixed)
+    for value, shape in zip(fixed.graph.outputs, declared, strict=True):
+        if value.shape is None and shape is not None:  # behind an operator that ONNX has no inference for
+            value.shape = ir.Shape(
+                [axis if isinstance(axis, int) else axes.get(str(axis.value), axis) for axis in shape]
+            )
     return fixed
 
 

@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import Artifact, ArtifactSpec, Evidence, Format, GateResult
+from exporter.attesting.facts import gather_facts
+from exporter.attesting.provenance import provenance_of, record_inputs, write_provenance
+from exporter.contract import file_metadata
 from exporter.errors import EdgeError, UsageError
 from exporter.files import appear_at_once, hold_lock, scratch_folder, size_bytes, write_bytes, write_json
 from exporter.formats import produce
@@ -34,6 +37,7 @@ from exporter.stages.size_notes import explain_sizes
 
 if TYPE_CHECKING:
     from calibration.statistics import Statistics
+    from exporter.golden import GoldenInputs
     from exporter.reference import Reference
     from exporter.settling import Settled
     from exporter.stages.compress import Compressed
@@ -135,11 +139,14 @@ def _require_no_target_lost(plan: Plan, destination: Path) -> None:
 
 
 def _build_into(run: _Run, staging: Path) -> dict[str, Any]:
+    from calibration.preprocess import describe_preprocess, preprocess_from_dict
     from exporter.agreement import examined
+    from exporter.golden_inputs import choose_golden_inputs
     from exporter.settling import settle_all
     from exporter.stages.load import load
 
     plan, workdir, clock = run.plan, run.workdir, run.clock
+    inputs = record_inputs(plan)
     with clock.stage("loading the model"):
         source = load(plan, log=run.log)
     with clock.stage("reading data"):
@@ -155,8 +162,15 @@ def _build_into(run: _Run, staging: Path) -> dict[str, Any]:
         settled, statistics = settle_all(
             plan, source, onnx, data, workdir / "recovery", clock.progress, advance, baseline=baseline
         )
-    artifacts = _produce_all(plan, source, onnx, program, settled, data, workdir, clock)
-    evidence, reference = _validate_all(source, data, onnx, program, artifacts, workdir, clock, baseline)
+    contract = preprocess_from_dict(plan.recipe.data.preprocess)
+    golden, unpictured = choose_golden_inputs(data.samples, contract)
+    metadata = file_metadata(
+        source.name, plan.recipe.model.version, describe_preprocess(contract), data.class_names
+    )
+    artifacts = _produce_all(plan, source, onnx, program, settled, data, metadata, workdir, clock)
+    evidence, reference = _validate_all(
+        source, data, golden, onnx, program, artifacts, workdir, clock, baseline
+    )
     with clock.stage("examining numerics"):
         artifacts, evidence, numeric = examined(artifacts, evidence, onnx, _extremes(statistics))
     artifacts = explain_latencies(artifacts, evidence)
@@ -170,21 +184,23 @@ def _build_into(run: _Run, staging: Path) -> dict[str, Any]:
         evidence,
         reference.record,
         gates,
-        (*data.findings, *_doubts(reference, onnx)),
+        (*data.findings, *unpictured, *_doubts(reference, onnx)),
         data.source,
         clock.seconds,
         compressed,
         tuple(item.recovery for item in settled.values() if item.recovery is not None),
     )
     require_passed(gates, report, _suspects(gates, artifacts, settled, data))
+    facts = gather_facts(plan, source, data, statistics, report)
     with clock.stage("writing bundles", len(plan.targets)) as advance:
         for number, name in enumerate(plan.targets, start=1):
-            write_bundle(plan, name, data.class_names, artifacts, evidence, reference, staging / name)
+            write_bundle(plan, name, facts, artifacts, evidence, reference, staging / name)
             advance(number)
     if compressed is not None:
         _write_torch(compressed, staging / TORCH_FOLDER)
     _write_kept_layers(settled, staging)
     write_report(staging, report)
+    write_provenance(staging, provenance_of(plan, facts, inputs, staging))
     write_manifest(staging, {"name": plan.recipe.model.name, "version": plan.recipe.model.version})
     return report
 
@@ -280,6 +296,7 @@ def _produce_all(
     program: Path | None,
     settled: Mapping[Scheme, Settled],
     data: BuildData,
+    metadata: Mapping[str, str],
     workdir: Path,
     clock: _Clock,
 ) -> dict[ArtifactSpec, Artifact]:
@@ -311,6 +328,7 @@ def _produce_all(
                 destination=destination,
                 workdir=workdir,
                 encodings=settled[planned.spec.scheme].encodings,
+                metadata=metadata,
             )
             with _naming(planned.spec), clock.progress.step(f"making {planned.spec}"):
                 made[planned.spec] = produce(request)
@@ -338,6 +356,7 @@ def _output_specs(onnx: Path) -> tuple[Any, ...]:
 def _validate_all(
     source: SourceModel,
     data: BuildData,
+    golden: GoldenInputs,
     onnx: Path,
     program: Path | None,
     artifacts: Mapping[ArtifactSpec, Artifact],
@@ -357,6 +376,7 @@ def _validate_all(
             metric=data.metric,
             labels=data.labels,
             workdir=workdir / "reference",
+            golden=golden,
         )
         if baseline is not None:
             # What a user loses, he loses against the model he had, not against our compressed one.

@@ -2,34 +2,63 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from exporter.artifacts import Latency
+from exporter.errors import GateError
+from exporter.golden import GoldenInputs
 from exporter.metrics import Metric
-from exporter.runtimes.worker import RunRecord
+from exporter.runtimes.worker import RunRecord, read_samples
+
+Sample = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The float model's answers: folders of inputs and outputs, and the edge inputs with theirs.
+    """The float model's answers: folders of inputs and outputs, and those of what data does not hold.
 
-    `metric` is `None` when the recipe gives neither a metric nor labels; agreement then stands alone.
+    The extra inputs are the edge cases, called `edge_names`, and after them the samples of `golden`. What an artifact
+    answers to the latter is kept in `golden_answers / FILE`. `metric` is `None` when the recipe gives neither a metric
+    nor labels; agreement then stands alone.
     """
 
     inputs: Path
     outputs: Path
-    edge_inputs: Path
-    edge_outputs: Path
+    extra_inputs: Path
+    extra_outputs: Path
     edge_names: tuple[str, ...]
+    golden: GoldenInputs
+    golden_answers: Path
     metric_name: str | None
     metric: Metric | None
     labels: np.ndarray | None
     score: float | None
     record: RunRecord
+
+    def golden_wanted(self) -> list[Sample]:
+        """Return the float model's answers to the golden samples."""
+        return list(itertools.islice(read_samples(self.extra_outputs), len(self.edge_names), None))
+
+
+def as_reference(answer: Sample, want: Sample) -> dict[str, np.ndarray]:
+    """Return `answer` under the reference's output names: by name where they agree, by position otherwise.
+
+    Raises `GateError` for another number of outputs.
+    """
+    if set(answer) == set(want):
+        return {name: answer[name].reshape(want[name].shape) for name in want}
+    if len(answer) != len(want):
+        raise GateError(
+            f"the artifact has {len(answer)} outputs ({', '.join(answer)}), the float model {len(want)}",
+            fix="report this model as a bug",
+        )
+    return {name: value.reshape(want[name].shape) for name, value in zip(want, answer.values(), strict=True)}
 
 
 def latency_of(record: RunRecord) -> Latency | None:

@@ -1,4 +1,4 @@
-"""Replay a bundle: re-hash every file, run every artifact on the golden inputs, compare the answers."""
+"""Replay a bundle: re-hash every file, prepare the golden pictures, run every artifact, compare the answers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from exporter.artifacts import ArtifactSpec, Format
-from exporter.errors import GateError, IntegrityError, UsageError
+from exporter.contract import DOCUMENT_NAME, read_contract
+from exporter.errors import GateError, IntegrityError, RecipeError, UsageError
 from exporter.files import scratch_folder
 from exporter.golden import read_array
+from exporter.golden_inputs import read_golden_picture
 from exporter.manifest import MANIFEST_NAME, check_manifest, read_manifest
 from exporter.metrics import compare_outputs
+from exporter.mistakes import name_mistake
 from exporter.progress import Progress
 from exporter.runtimes.worker import read_samples, run_artifact, write_sample
 
@@ -27,26 +30,36 @@ def replay_bundle(bundle: Path, *, progress: Progress) -> dict[str, Any]:
     """Return what a replay of `bundle` found, for each artifact; see `docs/report.md` for the keys.
 
     Raises `InputError` (10) if the folder is no bundle, `IntegrityError` (19) if a file is not what was
-    recorded, `GateError` (14) naming the artifact whose answers are out of tolerance.
+    recorded, `GateError` (14) naming what went wrong before a picture became its tensor, or the artifact whose answers
+    are out of tolerance.
     """
     manifest = read_manifest(bundle)
     with progress.step("hashing files"):
         hashed = check_manifest(bundle)
     entries, tolerances, samples = read_golden(bundle, manifest)
-    verdicts = []
-    with progress.step("replaying golden vectors", len(entries)) as advance:
-        for number, entry in enumerate(entries, start=1):
-            verdicts.append(_replay(bundle, entry, samples, tolerances.get(entry.file)))
-            advance(number)
-    failed = [verdict for verdict in verdicts if verdict["passed"] is False]
+    preprocessing = _replay_pictures(bundle, samples)
+    verdicts: list[dict[str, Any]] = []
     result = {
         "bundle": str(bundle),
         "target": manifest["target"],
         "model": f"{manifest['name']} {manifest['version']}",
         "files_hashed": hashed,
+        "preprocessing": preprocessing,
         "artifacts": verdicts,
-        "passed": not failed,
+        "passed": False,
     }
+    if preprocessing is not None and not preprocessing["passed"]:
+        raise GateError(
+            f"{bundle}: a golden picture is not prepared as in the build: {preprocessing['says']}",
+            fix="install the Pillow that built it, or build the bundle again",
+            details=result,
+        )
+    with progress.step("replaying golden vectors", len(entries)) as advance:
+        for number, entry in enumerate(entries, start=1):
+            verdicts.append(_replay(bundle, entry, samples, tolerances.get(entry.file)))
+            advance(number)
+    failed = [verdict for verdict in verdicts if verdict["passed"] is False]
+    result["passed"] = not failed
     if failed:
         worst = failed[0]
         raise GateError(
@@ -89,7 +102,12 @@ def read_golden(
         ]
         tolerances = {str(file): float(limits["max_abs"]) for file, limits in golden["tolerance"].items()}
         samples: list[Mapping[str, Any]] = [
-            {"inputs": {**item["inputs"]}, "outputs": {**item["outputs"]}} for item in golden["samples"]
+            {
+                "inputs": {**item["inputs"]},
+                "outputs": {**item["outputs"]},
+                "raw": {**item.get("raw", {})},
+            }
+            for item in golden["samples"]
         ]
     except (KeyError, TypeError, ValueError, AttributeError, OSError, UsageError) as error:
         raise IntegrityError(
@@ -113,6 +131,48 @@ def read_versions(bundle: Path) -> dict[str, str]:
     except (KeyError, TypeError, ValueError, OSError):
         return {}
     return {artifact: version for artifact, version in told.items() if _VERSION.fullmatch(version)}
+
+
+def _replay_pictures(bundle: Path, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return whether the contract makes of every golden picture its tensor, and what is wrong if not; None without any.
+
+    The first mistake is the one that is named.
+    """
+    from calibration.preprocess import Preprocess
+
+    folder = bundle / "golden"
+    pictures = [(name, file, sample["inputs"]) for sample in samples for name, file in sample["raw"].items()]
+    if not pictures:
+        return None
+    table = dict(read_contract(bundle).contract)
+    try:
+        contract = Preprocess.from_dict(table)
+    except (RecipeError, TypeError) as error:
+        raise IntegrityError(
+            f"{bundle}/{DOCUMENT_NAME} is no contract of pictures: {error}", fix="build the bundle again"
+        ) from error
+    for name, file, tensors in pictures:
+        if name not in tensors:
+            raise IntegrityError(
+                f"{folder}/golden.json has a picture and no tensor of input {name!r}",
+                fix="build the bundle again",
+            )
+        wanted = read_array(folder, tensors[name])
+        if wanted.shape != contract.shape:
+            raise IntegrityError(
+                f"{folder}/{tensors[name]} has shape {wanted.shape}, and the contract makes {contract.shape}",
+                fix="build the bundle again",
+            )
+        made = contract.apply(read_golden_picture(folder, file))
+        code, says = name_mistake(wanted, made, contract.to_dict())
+        if code != "ok":
+            return {"samples": len(pictures), "passed": False, "cause": code, "says": f"{file}: {says}"}
+    return {
+        "samples": len(pictures),
+        "passed": True,
+        "cause": None,
+        "says": f"{len(pictures)} pictures were prepared as in calibration",
+    }
 
 
 def _replay(

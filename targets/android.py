@@ -6,11 +6,22 @@ NNAPI is deliberately absent: it is deprecated since Android 15 and rejects sign
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+from pydantic import ValidationError, field_validator
+
 from exporter.artifacts import ArtifactSpec, Format
+from exporter.errors import IntegrityError, UnsupportedError
+from exporter.files import write_bytes
 from targets import documents, kotlin, runtimes
 from targets.base import BundleRequest, Capabilities, Exclusion, TargetOptions
+from targets.packaging import android
+from targets.packaging.aar import classes_jar
+from targets.packaging.android_model import GROUP_RULE, KEYWORDS
+from targets.packaging.base import Package, PackRequest
+
+OLDEST_SDK, NEWEST_SDK = 24, 99
 
 CAPABILITIES = Capabilities(
     version="1",
@@ -56,12 +67,35 @@ DEFAULT_ARTIFACTS = tuple(
 
 
 class AndroidOptions(TargetOptions):
-    """The keys of `[targets.android]`: those that every target has."""
+    """The keys of `[targets.android]`.
+
+    `group` is the Maven group of the packages and the start of their Java package; `minimum_sdk` is the API level of the
+    oldest Android that may use them.
+    """
+
+    group: str = "edge.models"
+    minimum_sdk: int = OLDEST_SDK
+
+    @field_validator("group")
+    @classmethod
+    def _group_is_a_java_package(cls, value: str) -> str:
+        if len(value) > 100 or not re.fullmatch(GROUP_RULE, value) or KEYWORDS & set(value.split(".")):
+            raise ValueError('group is a Java package in lower case, like "com.example.models"')
+        return value
+
+    @field_validator("minimum_sdk")
+    @classmethod
+    def _minimum_sdk_is_supported(cls, value: int) -> int:
+        if not OLDEST_SDK <= value <= NEWEST_SDK:
+            raise ValueError(
+                f"minimum_sdk is an API level from {OLDEST_SDK} (Android 7): the runtimes start there"
+            )
+        return value
 
 
 @dataclass(frozen=True, slots=True)
 class Android:
-    """The Android target: Kotlin sources and a Gradle snippet beside the models."""
+    """The Android target: Kotlin sources and a Gradle snippet beside the models, and AARs made of both."""
 
     name: str = "android"
     summary: str = "Android phones: onnxruntime (CPU, XNNPACK, Snapdragon NPU) and LiteRT (CPU, GPU)"
@@ -78,15 +112,41 @@ class Android:
         return DEFAULT_ARTIFACTS
 
     def bundle(self, request: BundleRequest) -> None:
-        """Write README.md, models.json, preprocess.json and `integration/` (Kotlin, Gradle)."""
-        sources = kotlin.sources(request)
-        documents.write_texts(request.destination, sources)
-        documents.write_common(
-            request,
-            platform="Android",
-            facts=_facts(request),
-            usage=kotlin.usage(request, tuple(sources)),
+        """Write README.md, models.json, preprocess.json and `integration/` (Kotlin, jars, Gradle)."""
+        models = kotlin.models(request, _android(request.options).group)
+        documents.write_texts(request.destination, kotlin.sources(models))
+        for model in models:
+            path = request.destination / kotlin.library_path(model)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, classes_jar(model))
+        documents.write_common(request, platform="Android", facts=_facts(request), usage=kotlin.usage(models))
+
+    def pack(self, request: PackRequest) -> tuple[Package, ...]:
+        """Write an AAR for every artifact and its golden vectors as a jar, as a Maven repository.
+
+        Raises `IntegrityError` for a bundle whose options or files this version does not know, `UnsupportedError` for what
+        no AAR can hold and for a version that Maven takes for a snapshot.
+        """
+        try:
+            options = AndroidOptions.model_validate(dict(request.bundle.options))
+        except ValidationError as error:
+            raise IntegrityError(
+                f"{request.bundle.folder} was built with options that the android target does not have: "
+                f"{error.errors()[0]['msg']}",
+                fix="build the bundle again with this version",
+            ) from error
+        return android.pack(
+            request.bundle, request.destination, group=options.group, minimum_sdk=options.minimum_sdk
         )
+
+
+def _android(options: TargetOptions) -> AndroidOptions:
+    if not isinstance(options, AndroidOptions):
+        raise UnsupportedError(
+            f"the android target was given {type(options).__name__}",
+            fix="make the options with its options_model",
+        )
+    return options
 
 
 def _facts(request: BundleRequest) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Template
 
 from exporter.artifacts import Artifact, Evidence, TensorSpec, to_plain
+from exporter.contract import contract_document
 from exporter.errors import InternalError
 from exporter.files import write_bytes, write_json
 from targets.base import BundleRequest, Delivery
@@ -91,11 +92,7 @@ def models_document(request: BundleRequest) -> dict[str, object]:
 
 def preprocess_document(request: BundleRequest) -> dict[str, object]:
     """Return what `preprocess.json` holds: the contract from picture to tensor, and the class labels."""
-    return {
-        "format": DOCUMENT_FORMAT,
-        "contract": dict(request.card.preprocess) or {"kind": "identity"},
-        "labels": list(request.card.labels),
-    }
+    return contract_document(request.card.preprocess, request.card.labels)
 
 
 def readme(request: BundleRequest, *, platform: str, facts: Sequence[str], usage: str) -> str:
@@ -122,7 +119,8 @@ _GOLDEN_TEXT = """\
 answer (`reference`), and for each file of `models/` that ran during the build its own answer (`outputs`).
 A device passes when its answer differs from the file's own by at most `tolerance.<file>.max_abs`, and
 from the reference by at most `max_abs_reference`. A failure means other bytes, another runtime version or
-other preprocessing than the build's."""
+other preprocessing than the build's. Where a sample has a picture (`raw`), start from that: it must become the
+input tensor, and the integration code says by name which mistake it is if it does not."""
 
 _OTHER_FILES_TEXT = """\
 - `models.json`: the table above for programs: files, runtimes, tensors in signature order, digests.

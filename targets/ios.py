@@ -10,12 +10,14 @@ import dataclasses
 import re
 from dataclasses import dataclass
 
-from pydantic import field_validator
+from pydantic import ValidationError, field_validator
 
 from exporter.artifacts import ArtifactSpec, Format
-from exporter.errors import UnsupportedError
+from exporter.errors import IntegrityError, UnsupportedError
 from targets import documents, runtimes, swift
 from targets.base import BundleRequest, Capabilities, Exclusion, RuntimeCapability, TargetOptions
+from targets.packaging import swiftpm
+from targets.packaging.base import Package, PackRequest
 
 OLDEST_MINIMUM = (16, 0)
 INT4_MINIMUM = (18, 0)
@@ -113,7 +115,7 @@ def _version(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Ios:
-    """The iOS target: Swift sources and a package manifest snippet beside the models."""
+    """The iOS target: Swift sources beside the models, and Swift packages made of both."""
 
     name: str = "ios"
     summary: str = "iPhones and iPads: Core ML packages, and onnxruntime (CPU, Core ML provider)"
@@ -130,7 +132,7 @@ class Ios:
 
     def bundle(self, request: BundleRequest) -> None:
         """Write README.md, models.json, preprocess.json and `integration/` (Swift)."""
-        sources = swift.sources(request, minimum=_ios(request.options).minimum)
+        sources = swift.sources(request)
         documents.write_texts(request.destination, sources)
         documents.write_common(
             request,
@@ -138,6 +140,22 @@ class Ios:
             facts=_facts(request, _ios(request.options)),
             usage=swift.usage(request, tuple(sources)),
         )
+
+    def pack(self, request: PackRequest) -> tuple[Package, ...]:
+        """Write one Swift package for Core ML and one for onnxruntime, of what the bundle has for each.
+
+        Raises `IntegrityError` for a bundle that this version did not write, `UnsupportedError` for a version that no git
+        tag can spell.
+        """
+        try:
+            options = IosOptions.model_validate(dict(request.bundle.options))
+        except ValidationError as error:
+            raise IntegrityError(
+                f"{request.bundle.folder} was built with options that the ios target does not have: "
+                f"{error.errors()[0]['msg']}",
+                fix="build the bundle again with this version",
+            ) from error
+        return swiftpm.pack(request.bundle, request.destination, minimum=options.minimum)
 
 
 def _ios(options: TargetOptions) -> IosOptions:

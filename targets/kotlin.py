@@ -1,313 +1,344 @@
-"""Kotlin sources for Android: one self-contained file per artifact, and the preprocessing.
+"""Kotlin sources for Android: one typed class per artifact, over the Java classes of its package, and its tests.
 
-Pure: from a request to a mapping of paths to texts. Names, shapes and types come from the artifacts; the
-code itself lies in `templates/android/`.
+Pure: from a request to a mapping of paths to texts. Names, shapes and types come from the artifacts; the code itself lies
+in `templates/android/`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from exporter.artifacts import Artifact, Format, TensorSpec
+from exporter.artifacts import TensorSpec
 from exporter.errors import UnsupportedError
 from targets import naming
-from targets.base import BundleRequest, Delivery
+from targets.base import BundleRequest
 from targets.documents import render
+from targets.kotlin_names import (
+    ANDROID_TEST_FOLDER,
+    GRADLE_FILE,
+    LIBRARY_FOLDER,
+    TEST_FOLDER,
+    source_path,
+    type_of,
+)
+from targets.packaging.android_model import AndroidModel
 
-FOLDER = "integration/kotlin"
-GRADLE_FILE = "integration/build.gradle.kts"
-
-# Old enough to exist everywhere and new enough for opset 21 and IR 10; the snippet says to take newer ones.
-_DEPENDENCIES = {
-    "onnxruntime": 'implementation("com.microsoft.onnxruntime:onnxruntime-android:1.20.0")',
-    "onnxruntime-qnn": 'implementation("com.microsoft.onnxruntime:onnxruntime-android-qnn:1.20.0")',
-    "litert": 'implementation("com.google.ai.edge.litert:litert:1.0.1")',
-    "litert-gpu": 'implementation("com.google.ai.edge.litert:litert-gpu:1.0.1")',
+# How a dtype looks in Kotlin; float16 and one-byte types are raw bytes.
+_ARRAYS = {
+    "float32": "FloatArray",
+    "float64": "DoubleArray",
+    "int64": "LongArray",
+    "int32": "IntArray",
+    "int16": "ShortArray",
+    **dict.fromkeys(("float16", "int8", "uint8", "bool"), "ByteArray"),
 }
 
 
 @dataclass(frozen=True, slots=True)
-class _Element:
-    """How a dtype looks in Kotlin: its array, its java.nio buffer (empty: raw bytes), its ONNX type."""
+class _Opening:
+    """How an onnxruntime model is opened: what the documentation says, the parameters, the expression."""
 
-    array: str
-    buffer: str
-    onnx_type: str
-    size_bytes: int
-
-    @property
-    def accessor(self) -> str:
-        return f"{self.buffer[0].lower()}{self.buffer[1:]}" if self.buffer else "byteBuffer"
+    doc: str
+    parameters: str
+    expression: str
 
 
-_ELEMENTS: Mapping[str, _Element] = {
-    "float32": _Element("FloatArray", "FloatBuffer", "FLOAT", 4),
-    "float64": _Element("DoubleArray", "DoubleBuffer", "DOUBLE", 8),
-    "int64": _Element("LongArray", "LongBuffer", "INT64", 8),
-    "int32": _Element("IntArray", "IntBuffer", "INT32", 4),
-    "int16": _Element("ShortArray", "ShortBuffer", "INT16", 2),
-    "float16": _Element("ByteArray", "", "FLOAT16", 2),
-    "int8": _Element("ByteArray", "", "INT8", 1),
-    "uint8": _Element("ByteArray", "", "UINT8", 1),
-    "bool": _Element("ByteArray", "", "BOOL", 1),
-}
-# What a contract's dtype becomes; float16 has no array type in Kotlin, and no code is generated for it.
-_CASTS = {
-    "float32": ("FloatArray", "value.toFloat()"),
-    "uint8": ("ByteArray", "Math.max(0.0, Math.min(255.0, Math.rint(value))).toInt().toByte()"),
-    "int8": ("ByteArray", "Math.max(-128.0, Math.min(127.0, Math.rint(value))).toInt().toByte()"),
-}
+_ON_NPU = _Opening(
+    "Runs on the Snapdragon NPU; it needs the onnxruntime-android-qnn package.",
+    "",
+    "OnnxModel.onSnapdragonNpu(model)",
+)
+_ON_XNNPACK = _Opening(
+    "`useXnnpack` hands what XNNPACK takes to it; measure both ways on the phone.",
+    ", threads: Int = 4, useXnnpack: Boolean = false",
+    "if (useXnnpack) OnnxModel.onXnnpack(model, threads) else OnnxModel.onCpu(model, threads)",
+)
+_ON_CPU = _Opening("Runs on the CPU.", ", threads: Int = 4", "OnnxModel.onCpu(model, threads)")
 
 
-def sources(request: BundleRequest) -> dict[str, str]:
-    """Return every Kotlin file and the Gradle snippet by its path in the bundle.
+def models(request: BundleRequest, group: str) -> tuple[AndroidModel, ...]:
+    """Return what each artifact of `request` is to Android, under the Maven group `group`.
 
-    Raises `UnsupportedError` for a tensor whose dtype no Kotlin runtime takes.
+    Raises `UnsupportedError` for a tensor whose dtype no Android runtime takes.
     """
-    texts = {GRADLE_FILE: _gradle(request)}
-    for delivery in request.deliveries:
-        write = _litert_source if delivery.artifact.spec.format is Format.TFLITE else _onnx_source
-        texts[f"{FOLDER}/{type_of(request, delivery.artifact)}.kt"] = write(request, delivery)
-    if request.card.preprocess.get("dtype") in _CASTS:
-        texts[f"{FOLDER}/{preprocessing_type(request)}.kt"] = _preprocessing(request)
+    made = tuple(
+        AndroidModel(
+            name=request.card.name,
+            version=request.card.version,
+            group=group,
+            spec=delivery.artifact.spec,
+            file=delivery.artifact.path.name,
+            sha256=delivery.artifact.sha256,
+            inputs=delivery.artifact.inputs,
+            outputs=delivery.artifact.outputs,
+            runtimes=tuple(runtime.runtime for runtime in delivery.runtimes),
+            labels=request.card.labels,
+            contract=request.card.preprocess,
+        )
+        for delivery in request.deliveries
+    )
+    for model in made:
+        for spec in (*model.inputs, *model.outputs):
+            _require_known(model, spec)
+    return made
+
+
+def sources(models: Sequence[AndroidModel]) -> dict[str, str]:
+    """Return every Kotlin file and the Gradle snippet by its path in the bundle."""
+    texts = {GRADLE_FILE: _gradle(models)}
+    for model in models:
+        name = type_of(model)
+        texts[source_path(model)] = _litert_source(model) if model.is_litert else _onnx_source(model)
+        texts[f"{ANDROID_TEST_FOLDER}/{name}GoldenTest.kt"] = _golden_test(model)
+        if model.takes_pictures:
+            texts[f"{TEST_FOLDER}/{name}PicturesTest.kt"] = render("android/PicturesTest.kt", _titles(model))
     return texts
 
 
-def usage(request: BundleRequest, paths: Sequence[str]) -> str:
+def usage(models: Sequence[AndroidModel]) -> str:
     """Return the README's Markdown on how to run the models from Kotlin."""
+    first = models[0]
     lines = [
-        "Copy a model into the app's `assets/`, its Kotlin file (no others needed) into the sources, and "
-        "merge "
-        f"`{GRADLE_FILE}` into the app's build file.",
+        "One line in Gradle brings a model with its runtime and the code that runs it, once this bundle is published "
+        "(`edge-export publish`, a folder will do):",
         "",
-        "| model | Kotlin |",
-        "|---|---|",
+        "```kotlin",
+        "// settings.gradle.kts, dependencyResolutionManagement { repositories { … } }, beside google() and mavenCentral()",
+        'maven { url = uri("REGISTRY/maven") }',
+        "// build.gradle.kts of the app",
+        f'implementation("{_coordinates(first)}")',
+        "```",
+        "",
+        "| model | dependency | typed Kotlin, if you like it |",
+        "|---|---|---|",
+        *(f"| `{model.file}` | `{_coordinates(model)}` | `{source_path(model)}` |" for model in models),
+        "",
+        "```kotlin",
+        *_example(first),
+        "```",
+        "",
+        "The bytes of the asset are checked against the digest of the file that was validated. Tests replay the golden "
+        f"vectors: `{TEST_FOLDER}/` for `src/test`, `{ANDROID_TEST_FOLDER}/` for `src/androidTest`, with the artifact "
+        "`…-golden` of the same version as their dependency.",
+        "",
+        f"Without a registry: copy the model to the app's `assets/{first.asset.rpartition('/')[0]}/` and its jar from "
+        f"`{LIBRARY_FOLDER}/` to the app's `libs/`, and merge `{GRADLE_FILE}` into the app's build file with "
+        '`implementation(files("libs/….jar"))` and the runtime:',
+        "",
+        *(
+            f"- `{model.file}`: `{library_path(model)}`, "
+            + ", ".join(f"`{':'.join(library)}`" for library in model.dependencies)
+            for model in models
+        ),
     ]
-    for delivery in request.deliveries:
-        path = f"{FOLDER}/{type_of(request, delivery.artifact)}.kt"
-        lines.append(f"| `{delivery.artifact.path.name}` | `{path}` |")
-    preprocessing = f"{FOLDER}/{preprocessing_type(request)}.kt"
-    if preprocessing in paths:
-        lines += ["", f"`{preprocessing}` turns the pixels of a `Bitmap` into the input tensor."]
-    elif request.card.preprocess.get("kind") == "image":
-        lines += [
-            "",
-            f"No Kotlin is generated for {request.card.preprocess['dtype']} tensors: follow "
-            f"`preprocess.json`.",
-        ]
     return "\n".join(lines)
 
 
-def type_of(request: BundleRequest, artifact: Artifact) -> str:
-    """Return the Kotlin class name of one artifact, for example `DigitsStaticWi8Ai8Onnx`."""
-    runtime = {Format.ONNX: "Onnx", Format.ORT: "Ort", Format.TFLITE: "LiteRt"}[artifact.spec.format]
-    return naming.type_name(request.card.name, artifact.spec.stem_suffix, runtime)
+def library_path(model: AndroidModel) -> str:
+    """Return the path in a bundle of the jar that an app may copy: what the AAR has as its classes.jar."""
+    return f"{LIBRARY_FOLDER}/{model.artifact_id}.jar"
 
 
-def preprocessing_type(request: BundleRequest) -> str:
-    """Return the name of the Kotlin object that holds the preprocessing contract."""
-    return naming.type_name(request.card.name, "preprocessing")
-
-
-def _package(request: BundleRequest) -> str:
-    # The prefix keeps a name that starts with a digit, or is a keyword, a legal package.
-    return f"edge.model_{'_'.join(naming.words(request.card.name)).lower()}"
-
-
-def _element(artifact: Artifact, spec: TensorSpec) -> _Element:
-    if spec.dtype not in _ELEMENTS:
+def _require_known(model: AndroidModel, spec: TensorSpec) -> None:
+    if spec.dtype not in _ARRAYS:
         raise UnsupportedError(
-            f"{artifact.path.name}: tensor {spec.name!r} is {spec.dtype}, which Android's runtimes do not "
-            f"take",
-            fix=f"give the model a tensor of one of {', '.join(sorted(_ELEMENTS))}",
+            f"{model.file}: tensor {spec.name!r} is {spec.dtype}, which Android's runtimes do not take",
+            fix=f"give the model a tensor of one of {', '.join(sorted(_ARRAYS))}",
         )
-    return _ELEMENTS[spec.dtype]
 
 
-def _shared(request: BundleRequest, artifact: Artifact) -> dict[str, str]:
-    names = naming.value_names(spec.name for spec in artifact.inputs)
-    outputs = naming.value_names(spec.name for spec in artifact.outputs)
-    fields = [
-        f"        val {name}: {_element(artifact, spec).array}"
-        for name, spec in zip(outputs, artifact.outputs, strict=True)
+def _coordinates(model: AndroidModel, suffix: str = "") -> str:
+    return f"{model.group}:{model.artifact_id}{suffix}:{model.version}"
+
+
+def _example(model: AndroidModel) -> list[str]:
+    runner = "LiteRtModel(bytes, 4)" if model.is_litert else "OnnxModel.onCpu(bytes, 4)"
+    if model.needs_npu:
+        runner = "OnnxModel.onSnapdragonNpu(bytes)"
+    lines = [
+        f"import {model.package}.*",
+        "",
+        "val bytes = context.assets.open(ModelInfo.get().asset()).use { it.readBytes() }",
+        f"val model = {runner}",
     ]
-    shapes = ", ".join(
-        f"`{name}` is {spec.dtype} [{', '.join(map(str, spec.shape))}]"
-        for name, spec in zip(names, artifact.inputs, strict=True)
-    )
+    if not model.takes_pictures:
+        first = model.inputs[0]
+        name = naming.value_name(first.name)
+        return [*lines, f"val answers = model.run(mapOf({naming.kotlin_string(first.name)} to {name}))"]
+    lines += [
+        "val argb = IntArray(bitmap.width * bitmap.height)",
+        "bitmap.getPixels(argb, 0, bitmap.width, 0, 0, bitmap.width, bitmap.height)",
+    ]
+    if model.classifies:
+        return [*lines, "val best = model.classify(argb, bitmap.width, bitmap.height, 1)[0].name()"]
+    name = naming.kotlin_string(model.inputs[0].name)
+    return [
+        *lines,
+        f"val answers = model.run(mapOf({name} to Preprocessing.tensor(argb, bitmap.width, bitmap.height)))",
+    ]
+
+
+def _titles(model: AndroidModel) -> dict[str, str]:
     return {
-        "title": naming.comment(f"{request.card.name} {request.card.version}"),
-        "artifact": str(artifact.spec),
-        "file": naming.kotlin_string(artifact.path.name),
-        "file_comment": naming.comment(artifact.path.name),
-        "package": _package(request),
-        "type": type_of(request, artifact),
-        "output_fields": ",\n".join(fields),
-        "run_doc": naming.comment(f"{shapes}."),
+        "title": naming.comment(f"{model.name} {model.version}"),
+        "artifact": str(model.spec),
+        "coordinates": _coordinates(model),
+        "golden_coordinates": _coordinates(model, "-golden"),
+        "package": model.package,
+        "type": type_of(model),
     }
 
 
-def _onnx_source(request: BundleRequest, delivery: Delivery) -> str:
-    artifact = delivery.artifact
-    axes = naming.axis_names(spec.shape for spec in artifact.inputs)
-    tensors = [spec.name for spec in artifact.inputs]
+def _shared(model: AndroidModel, names: Sequence[str]) -> dict[str, str]:
+    outputs = naming.value_names(spec.name for spec in model.outputs)
+    shapes = ", ".join(
+        f"`{name}` is {spec.dtype} [{', '.join(map(str, spec.shape))}]"
+        for name, spec in zip(names, model.inputs, strict=False)
+    )
+    return {
+        **_titles(model),
+        "asset": naming.kotlin_string(model.asset),
+        "output_fields": ",\n".join(
+            f"        val {name}: {_ARRAYS[spec.dtype]}"
+            for name, spec in zip(outputs, model.outputs, strict=True)
+        ),
+        "run_doc": naming.comment(f"{shapes}."),
+        "feeds": ", ".join(
+            f"{naming.kotlin_string(spec.name)} to {name}"
+            for name, spec in zip(names, model.inputs, strict=False)
+        ),
+        "results": ",\n".join(
+            f"            results[{naming.kotlin_string(spec.name)}] as {_ARRAYS[spec.dtype]}"
+            for spec in model.outputs
+        ),
+        "pictures": _pictures(model),
+    }
+
+
+def _axes(model: AndroidModel) -> tuple[list[str], dict[str, str]]:
+    """Return the parameters of the inputs, and those of named axes by the axis."""
+    axes = naming.axis_names(spec.shape for spec in model.inputs)
+    tensors = [spec.name for spec in model.inputs]
     names = naming.value_names([*tensors, *axes])
-    sizes = dict(zip(axes, names[len(tensors) :], strict=True))
-    parameters = [
-        f"{name}: {_element(artifact, spec).array}"
-        for name, spec in zip(names, artifact.inputs, strict=False)
-    ]
-    parameters += [f"{name}: Long" for name in sizes.values()]
-    results = [
-        f"                    {_onnx_answer(_element(artifact, spec), spec)}" for spec in artifact.outputs
-    ]
-    feeds = [
-        f"            {_onnx_feed(name, spec, _element(artifact, spec), sizes)}"
-        for name, spec in zip(names, artifact.inputs, strict=False)
-    ]
+    return names[: len(tensors)], dict(zip(axes, names[len(tensors) :], strict=True))
+
+
+def _onnx_source(model: AndroidModel) -> str:
+    names, axes = _axes(model)
+    parameters = _parameters(model, names) + [f"{name}: Long" for name in axes.values()]
+    sizes = ", ".join(f"{naming.kotlin_string(axis)} to {name}" for axis, name in axes.items())
+    opening = _ON_XNNPACK if "onnxruntime-xnnpack" in model.runtimes else _ON_CPU
+    if model.needs_npu:
+        opening = _ON_NPU
     return render(
         "android/OnnxModel.kt",
         {
-            **_shared(request, artifact),
-            **_provider(delivery),
+            **_shared(model, names),
+            "provider_doc": opening.doc,
+            "provider_parameters": opening.parameters,
+            "open": opening.expression,
             "parameters": ", ".join(parameters),
-            "feeds": "\n".join(feeds),
-            "results": ",\n".join(results),
+            "axes": f", mapOf({sizes})" if axes else "",
         },
     )
 
 
-def _provider(delivery: Delivery) -> dict[str, str]:
-    """Return the parts of the source that choose onnxruntime's execution provider."""
-    names = [runtime.runtime for runtime in delivery.runtimes]
-    if "onnxruntime-qnn" in names and "onnxruntime-cpu" not in names:
-        return {
-            "provider_doc": "Runs on the Snapdragon NPU; it needs the onnxruntime-android-qnn package.",
-            "provider_parameter": "",
-            "provider_setup": '        settings.addQnn(mapOf("backend_path" to "libQnnHtp.so"))',
-        }
-    if "onnxruntime-xnnpack" in names:
-        return {
-            "provider_doc": "`useXnnpack` hands what XNNPACK takes to it; measure both ways on the phone.",
-            "provider_parameter": ", useXnnpack: Boolean = false",
-            "provider_setup": "        if (useXnnpack) {\n"
-            '            settings.addXnnpack(mapOf("intra_op_num_threads" to threads.toString()))\n'
-            "        }",
-        }
-    return {
-        "provider_doc": "Runs on the CPU.",
-        "provider_parameter": "",
-        "provider_setup": "        settings.setInterOpNumThreads(1)",
-    }
-
-
-def _onnx_feed(name: str, spec: TensorSpec, element: _Element, sizes: Mapping[str, str]) -> str:
-    dimensions = ", ".join(sizes[axis] if isinstance(axis, str) else f"{axis}L" for axis in spec.shape)
-    shape = f"longArrayOf({dimensions})"
-    if element.buffer:
-        tensor = f"OnnxTensor.createTensor(environment, {element.buffer}.wrap({name}), {shape})"
-    else:
-        tensor = (
-            f"OnnxTensor.createTensor(environment, bytes({name}), {shape}, OnnxJavaType.{element.onnx_type})"
-        )
-    return f"feeds[{naming.kotlin_string(spec.name)}] = {tensor}"
-
-
-def _onnx_answer(element: _Element, spec: TensorSpec) -> str:
-    tensor = f"tensorOf(results, {naming.kotlin_string(spec.name)}).{element.accessor}"
-    return f"{tensor}.let {{ {element.array}(it.remaining()).apply {{ it.get(this) }} }}"
-
-
-def _litert_source(request: BundleRequest, delivery: Delivery) -> str:
-    artifact = delivery.artifact
-    names = naming.value_names(spec.name for spec in artifact.inputs)
-    elements = [_element(artifact, spec) for spec in artifact.inputs]
-    feeds = [
-        f"            {label} to filled({label}, {_size_bytes(spec, element)}, "
-        f"{name}.size * {_stride(element)}) {{ it.{_typed(element)}put({name}) }}"
-        for name, spec, element in zip(names, artifact.inputs, elements, strict=True)
-        if (label := naming.kotlin_string(spec.name))
-    ]
-    answers = [(naming.kotlin_string(spec.name), spec, _element(artifact, spec)) for spec in artifact.outputs]
-    buffers = [
-        f"            {label} to direct({_size_bytes(spec, element)})" for label, spec, element in answers
-    ]
-    results = [
-        f"            answer(buffers, {label}).{_typed(element)}let "
-        f"{{ {element.array}(it.remaining()).apply {{ it.get(this) }} }}"
-        for label, _, element in answers
-    ]
-    on_gpu = any(runtime.runtime == "litert-gpu" for runtime in delivery.runtimes)
+def _litert_source(model: AndroidModel) -> str:
+    names, _ = _axes(model)
+    on_gpu = "litert-gpu" in model.runtimes
     return render(
         "android/LiteRtModel.kt",
         {
-            **_shared(request, artifact),
+            **_shared(model, names),
             "provider_doc": "GPU: `Interpreter.Options().addDelegate(org.tensorflow.lite.gpu.GpuDelegate())`."
             if on_gpu
-            else "CPU only: `Interpreter.Options().setNumThreads(4)`; the GPU delegate takes no integer "
-            "files.",
-            "parameters": ", ".join(
-                f"{name}: {element.array}" for name, element in zip(names, elements, strict=True)
-            ),
-            "feeds": ",\n".join(feeds),
-            "buffers": ",\n".join(buffers),
-            "results": ",\n".join(results),
+            else "CPU only: `Interpreter.Options().setNumThreads(4)`; the GPU delegate takes no integer files.",
+            "parameters": ", ".join(_parameters(model, names)),
         },
     )
 
 
-def _typed(element: _Element) -> str:
-    return f"as{element.buffer}()." if element.buffer else ""
+def _parameters(model: AndroidModel, names: Sequence[str]) -> list[str]:
+    return [f"{name}: {_ARRAYS[spec.dtype]}" for name, spec in zip(names, model.inputs, strict=True)]
 
 
-def _stride(element: _Element) -> int:
-    return element.size_bytes if element.buffer else 1
+def _pictures(model: AndroidModel) -> str:
+    """Return the functions that take a picture, or nothing for a model that takes tensors as they are."""
+    if not model.takes_pictures:
+        return ""
+    array = _ARRAYS[model.inputs[0].dtype]
+    pixels = "argb: IntArray, width: Int, height: Int"
+    blocks = [
+        "",
+        "    /** Returns the input for one picture: one Int a pixel, 0xAARRGGBB, as `Bitmap.getPixels` gives them. */",
+        f"    fun prepare({pixels}): {array} = Preprocessing.tensor(argb, width, height) as {array}",
+    ]
+    if model.classifies:
+        blocks += [
+            "",
+            "    /** Returns the `count` best labels for one picture, best first; scores are as the model gives them. */",
+            f"    fun classify({pixels}, count: Int = 3): List<Label> = session.classify(argb, width, height, count)",
+        ]
+    return "\n".join([*blocks, ""])
 
 
-def _size_bytes(spec: TensorSpec, element: _Element) -> int:
-    return math.prod(axis for axis in spec.shape if isinstance(axis, int)) * element.size_bytes
+_PICTURES_TEST = """\
+    @Test
+    fun preparesPicturesAsCalibrationDid() {
+        val mistakes = GoldenVectors.read().preparationMistakes(
+            { png ->
+                val bitmap = BitmapFactory.decodeByteArray(png, 0, png.size)
+                val argb = IntArray(bitmap.width * bitmap.height)
+                bitmap.getPixels(argb, 0, bitmap.width, 0, 0, bitmap.width, bitmap.height)
+                Picture(argb, bitmap.width, bitmap.height)
+            },
+            // Put the app's own way from pixels to the tensor here, where it does not use Preprocessing.
+            { argb, width, height -> Preprocessing.tensor(argb, width, height) }
+        )
+        assertEquals("", mistakes.joinToString("\\n"))
+    }
+
+"""
 
 
-def _preprocessing(request: BundleRequest) -> str:
-    contract = request.card.preprocess
-    array, cast = _CASTS[contract["dtype"]]
-    height, width = contract["size"]
+def _golden_test(model: AndroidModel) -> str:
+    _, axes = _axes(model) if not model.is_litert else ((), {})
+    outputs = naming.value_names(spec.name for spec in model.outputs)
+    arguments = [
+        f"inputs.getValue({naming.kotlin_string(spec.name)}) as {_ARRAYS[spec.dtype]}"
+        for spec in model.inputs
+    ] + [f"axes.getValue({naming.kotlin_string(axis)})" for axis in axes]
+    answers = [
+        f"{naming.kotlin_string(spec.name)} to answer.{name}"
+        for name, spec in zip(outputs, model.outputs, strict=True)
+    ]
     return render(
-        "android/Preprocessing.kt",
+        "android/GoldenTest.kt",
         {
-            "title": naming.comment(f"{request.card.name} {request.card.version}"),
-            "package": _package(request),
-            "type": preprocessing_type(request),
-            "width": str(width),
-            "height": str(height),
-            **{key: str(contract[key]) for key in ("color", "layout", "resize", "fit", "pad")},
-            "scale": repr(float(contract["scale"])),
-            "mean": ", ".join(repr(float(value)) for value in contract["mean"]),
-            "std": ", ".join(repr(float(value)) for value in contract["std"]),
-            "array": array,
-            "cast": cast,
+            **_titles(model),
+            "imports": "import android.graphics.BitmapFactory\n" if model.takes_pictures else "",
+            "pictures_test": _PICTURES_TEST if model.takes_pictures else "",
+            "axes_name": "axes" if axes else "_",
+            "arguments": ", ".join(arguments),
+            "answers": ", ".join(answers),
         },
     )
 
 
-def _gradle(request: BundleRequest) -> str:
-    names = {runtime.runtime for delivery in request.deliveries for runtime in delivery.runtimes}
-    needed = []
-    if names & {"onnxruntime-cpu", "onnxruntime-xnnpack"}:
-        needed.append("onnxruntime")
-    # The QNN package holds the CPU provider too; two packages would bring the same native library twice.
-    if "onnxruntime-qnn" in names:
-        needed = ["onnxruntime-qnn"]
-    if names & {"litert-xnnpack", "litert-gpu"}:
-        needed.append("litert")
-    if "litert-gpu" in names:
-        needed.append("litert-gpu")
-    return render(
-        "android/build.gradle.kts",
-        {
-            "title": naming.comment(f"{request.card.name} {request.card.version}"),
-            "dependencies": "\n".join(f"    {_DEPENDENCIES[name]}" for name in needed),
-        },
+def _gradle(models: Sequence[AndroidModel]) -> str:
+    lines = [
+        f'    {"// " if place else ""}implementation("{_coordinates(model)}")  // {naming.comment(_note(model))}'
+        for place, model in enumerate(models)
+    ]
+    lines += [
+        f'    {configuration}("{_coordinates(models[0], "-golden")}")'
+        for configuration in ("testImplementation", "androidTestImplementation")
+    ]
+    return render("android/build.gradle.kts", {**_titles(models[0]), "dependencies": "\n".join(lines)})
+
+
+def _note(model: AndroidModel) -> str:
+    return f"{model.file} on {', '.join(model.runtimes)}; brings " + ", ".join(
+        f"{artifact} {version}" for _, artifact, version in model.dependencies
     )

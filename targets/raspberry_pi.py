@@ -1,20 +1,28 @@
 """Raspberry Pi, 64-bit: onnxruntime and LiteRT on the CPU, with one script that runs either.
 
+Packed, it is a wheel for pip and a tarball for everybody else.
 Boards differ in one thing that matters to int8: whether the core multiplies int8 in dot products.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
+from urllib.parse import quote
 
 from exporter.artifacts import ArtifactSpec, Format
 from exporter.errors import UnsupportedError
+from exporter.files import disk_errors
 from targets import documents, runtimes
 from targets.base import BundleRequest, Capabilities, Exclusion, TargetOptions
+from targets.packaging import pip_index
+from targets.packaging.archive import tarball_of
+from targets.packaging.base import Ecosystem, Package, PackRequest
+from targets.packaging.wheel import REQUIRES_PYTHON, Wheel, make_wheel
 
 RUN_SCRIPT = Path(__file__).parent / "templates" / "raspberry_pi" / "run.py"
 
@@ -110,6 +118,67 @@ class RaspberryPi:
             usage=_usage(request),
         )
 
+    def pack(self, request: PackRequest) -> tuple[Package, ...]:
+        """Write the wheel and the tarball of a bundle, and return both.
+
+        Raises `UnsupportedError` (12) for a version that pip cannot say and for a bundle of an older tool, `ResourceError`
+        (15) for a full disk.
+        """
+        wheel = make_wheel(request.bundle)
+        return (_wheel_package(request, wheel), _tarball_package(request))
+
+
+def _wheel_package(request: PackRequest, wheel: Wheel) -> Package:
+    path = pip_index.wheel_path(wheel.project, wheel.file)
+    metadata = path + pip_index.METADATA_SUFFIX
+    sha256 = _write(request.destination, {metadata: wheel.metadata, path: wheel.content})[path]
+    wish = f"{wheel.project}[{wheel.extras[0]}]" if wheel.extras else wheel.project
+    return Package(
+        ecosystem=Ecosystem.PIP,
+        name=wheel.project,
+        version=wheel.version,
+        lines=(
+            # Exactly these bytes first: with an extra index, pip takes whatever any index has under that name.
+            f'pip install "{wish} @ {{registry}}/{quote(path)}#sha256={sha256}"',
+            f'pip install "{wish}=={wheel.version}" --extra-index-url {{registry}}/{pip_index.ROOT}/',
+        ),
+        files=(metadata, path),
+        facts=MappingProxyType(
+            {
+                pip_index.PROJECT: wheel.project,
+                pip_index.MODEL: request.bundle.name,
+                pip_index.REQUIRES_PYTHON: REQUIRES_PYTHON,
+            }
+        ),
+    )
+
+
+def _tarball_package(request: PackRequest) -> Package:
+    bundle = request.bundle
+    root = f"{bundle.name}-{bundle.version}-{bundle.target}"
+    path = f"files/{bundle.name}/{bundle.version}/{root}.tar.gz"
+    content = tarball_of(bundle.folder, root, executable=frozenset({RUN_SCRIPT.name}))
+    _write(request.destination, {path: content})
+    return Package(
+        ecosystem=Ecosystem.FILES,
+        name=bundle.name,
+        version=bundle.version,
+        lines=(f"curl -fsSL {{registry}}/{quote(path)} | tar xz && {root}/{RUN_SCRIPT.name}",),
+        files=(path,),
+    )
+
+
+def _write(folder: Path, contents: Mapping[str, bytes]) -> dict[str, str]:
+    """Write files by path below `folder`, and return the SHA-256 of each."""
+    digests = {}
+    for name, content in contents.items():
+        path = folder / name
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        digests[name] = hashlib.sha256(content).hexdigest()
+    return digests
+
 
 def _pi(options: TargetOptions) -> RaspberryPiOptions:
     if not isinstance(options, RaspberryPiOptions):
@@ -156,14 +225,18 @@ def _usage(request: BundleRequest) -> str:
     return f"""\
 ```
 python -m pip install -r requirements.txt
-python run.py                      # replay the golden vectors: parity and latency of every model
+python run.py                      # replay the golden vectors: preprocessing, parity and latency of every model
 python run.py --model {first} --threads 4 --json
-python run.py --input photo.jpg    # or x.npy, already preprocessed: the top labels
+python run.py photo.jpg            # or x.npy, already preprocessed: the top labels
+python run.py --check-tensor x.npy # what your own code made of golden/0/raw.*.png: the mistake in it, by name
 ```
+
+In Python: `from run import Model`, `Model().predict("photo.jpg")`.
 
 `run.py` needs numpy and either `onnxruntime` or `ai-edge-litert` (or the older `tflite-runtime`,
 which takes the float and static int8 files without int8 embeddings only), and Pillow
-only for pictures. It exits with 0 when every replayed model is within tolerance, with 14 when one is not.
+only for pictures. It exits with 0 when every golden picture gives its tensor and every replayed model is within
+tolerance, with 14 when one is not.
 """
 
 

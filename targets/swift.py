@@ -1,262 +1,264 @@
-"""Swift sources for iOS: one self-contained file per artifact, and the preprocessing.
+"""Swift sources for iOS: one class for each artifact, and what they share: preprocessing, labels, golden vectors.
 
-Pure: from a request to a mapping of paths to texts. Names, shapes and types come from the artifacts; the
-code itself lies in `templates/ios/`. No Swift compiler exists in Debian, so what the tests hold is that
-nothing is left unfilled and that brackets and strings close; build it in Xcode before relying on it.
+Pure: from a request to a mapping of paths to texts; the code itself lies in `templates/ios/`. The same files lie in a
+bundle, to be copied, and in the Swift packages that are made of it. `modules_of` says which of them go together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from exporter.artifacts import Artifact, Format, TensorSpec
-from exporter.errors import UnsupportedError
+from exporter.artifacts import ArtifactSpec, Format
 from targets import naming
 from targets.base import BundleRequest, Delivery
 from targets.documents import render
+from targets.swift_models import CASTS, signature_of, source_of, type_of
 
 FOLDER = "integration/swift"
-MANIFEST = "integration/Package.swift"
-_ONNXRUNTIME_PACKAGE = (
-    '.package(url: "https://github.com/microsoft/onnxruntime-swift-package-manager", from: "1.20.0")'
-)
-_ONNXRUNTIME_PRODUCT = '.product(name: "onnxruntime", package: "onnxruntime-swift-package-manager")'
+GOLDEN_FOLDER = f"{FOLDER}/golden"
 
 
 @dataclass(frozen=True, slots=True)
-class _Element:
-    """How a dtype looks in Swift: its element type, its Core ML and onnxruntime types (empty: not taken)."""
+class Family:
+    """Formats that one runtime loads, and that one package therefore carries.
 
-    swift: str
-    core_ml: str
-    onnx: str
-    from_number: str
+    A package for each, because SwiftPM fetches all that a package depends on: an app that uses Core ML alone must not
+    wait for onnxruntime. `slug` ends package names, `word` the names of shared modules.
+    """
 
-
-# Core ML arrays hold float16, float32, float64 and int32 only.
-_ELEMENTS: Mapping[str, _Element] = {
-    "float32": _Element("Float", ".float32", ".float", "floatValue"),
-    "float16": _Element("Float16", ".float16", "", "floatValue"),
-    "float64": _Element("Double", ".double", "", "doubleValue"),
-    "int32": _Element("Int32", ".int32", ".int32", "int32Value"),
-    "int64": _Element("Int64", "", ".int64", "int64Value"),
-    "int8": _Element("Int8", "", ".int8", "int8Value"),
-    "uint8": _Element("UInt8", "", ".uInt8", "uint8Value"),
-}
-_CASTS = {
-    "float32": ("Float", "Float(value)"),
-    "uint8": ("UInt8", "UInt8(max(0, min(255, value.rounded(.toNearestOrEven))))"),
-    "int8": ("Int8", "Int8(max(-128, min(127, value.rounded(.toNearestOrEven))))"),
-}
+    slug: str
+    word: str
+    formats: frozenset[Format]
 
 
-def sources(request: BundleRequest, *, minimum: str) -> dict[str, str]:
-    """Return every Swift file and the package manifest for iOS `minimum` by its path in the bundle.
+FAMILIES = (
+    Family("coreml", "CoreML", frozenset({Format.MLPACKAGE})),
+    Family("onnxruntime", "Onnx", frozenset({Format.ONNX, Format.ORT})),
+)
+
+
+def package_name(name: str, family: Family) -> str:
+    """Return what SwiftPM calls the package of model `name` for one family, for example `digits-coreml`."""
+    return f"{name}-{family.slug}"
+
+
+def contract_module(name: str, family: Family) -> str:
+    """Return the module with what a package's models share: labels, preprocessing, the naming of mistakes."""
+    return naming.type_name(name, family.word, "Contract")
+
+
+def golden_module(name: str, family: Family) -> str:
+    """Return the module with the golden vectors and their reader."""
+    return naming.type_name(name, family.word, "Golden")
+
+
+def tests_module(name: str, family: Family) -> str:
+    """Return the test target that replays a package's golden vectors."""
+    return naming.type_name(name, family.word, "GoldenTests")
+
+
+def contract_files(name: str, contract: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the paths in a bundle of the files that the contract module of model `name` consists of."""
+    prefix = naming.type_name(name)
+    kinds = ["Contract", *(("Mistakes", "Preprocessing") if prepares(contract) else ())]
+    return tuple(f"{FOLDER}/{prefix}{kind}.swift" for kind in kinds)
+
+
+def model_file(name: str, spec: ArtifactSpec) -> str:
+    """Return the path in a bundle of one artifact's class."""
+    return f"{FOLDER}/{type_of(name, spec)}.swift"
+
+
+def golden_file(name: str) -> str:
+    """Return the path in a bundle of what reads golden vectors."""
+    return f"{GOLDEN_FOLDER}/{naming.type_name(name)}Golden.swift"
+
+
+def tests_file(name: str, family: Family) -> str:
+    """Return the path in a bundle of the tests that replay golden vectors for one family."""
+    return f"{GOLDEN_FOLDER}/{tests_module(name, family)}.swift"
+
+
+def prepares(contract: Mapping[str, Any]) -> bool:
+    """Return whether Swift is generated that makes the contract's tensor of a picture."""
+    return contract.get("dtype") in CASTS
+
+
+def families_of(specs: Iterable[ArtifactSpec]) -> tuple[Family, ...]:
+    """Return the families that `specs` belong to."""
+    formats = {spec.format for spec in specs}
+    return tuple(family for family in FAMILIES if family.formats & formats)
+
+
+def sources(request: BundleRequest) -> dict[str, str]:
+    """Return every Swift file by its path in the bundle.
 
     Raises `UnsupportedError` for a tensor whose dtype the runtime's Swift interface does not take.
     """
-    texts = {MANIFEST: _manifest(request, minimum)}
-    for delivery in request.deliveries:
-        write = _core_ml_source if delivery.artifact.spec.format is Format.MLPACKAGE else _onnx_source
-        texts[f"{FOLDER}/{type_of(request, delivery.artifact)}.swift"] = write(request, delivery)
-    if request.card.preprocess.get("dtype") in _CASTS:
-        texts[f"{FOLDER}/{preprocessing_type(request)}.swift"] = _preprocessing(request)
+    card = request.card
+    families = families_of(delivery.artifact.spec for delivery in request.deliveries)
+    texts = {f"{FOLDER}/{naming.type_name(card.name)}Contract.swift": _contract(request)}
+    if prepares(card.preprocess):
+        texts |= {path: _prepared(request, path) for path in contract_files(card.name, card.preprocess)[1:]}
+    for family in families:
+        imports = _imports([contract_module(card.name, family)], exported=True)
+        for delivery in _members(request, family):
+            path = model_file(card.name, delivery.artifact.spec)
+            texts[path] = source_of(request, delivery, imports)
+        texts[tests_file(card.name, family)] = _tests(request, family)
+    texts[golden_file(card.name)] = render("ios/Golden.swift", _named(request))
     return texts
 
 
 def usage(request: BundleRequest, paths: Sequence[str]) -> str:
-    """Return the README's Markdown on how to run the models from Swift."""
+    """Return the README's Markdown on how to run the models from Swift: the package first, copying second."""
+    card = request.card
     lines = [
-        f"Add a model and its Swift file to the app target in Xcode, or start from `{MANIFEST}`.",
+        "Where this bundle is published, an app depends on it by one line in `Package.swift`, or in Xcode by "
+        "*File → Add Package Dependencies…* (`REGISTRY` is the registry's URL):",
         "",
-        "| model | Swift |",
-        "|---|---|",
+        "```swift",
     ]
-    for delivery in request.deliveries:
-        path = f"{FOLDER}/{type_of(request, delivery.artifact)}.swift"
-        lines.append(f"| `{delivery.artifact.path.name}` | `{path}` |")
-    preprocessing = f"{FOLDER}/{preprocessing_type(request)}.swift"
-    if preprocessing in paths:
-        lines += ["", f"`{preprocessing}` turns RGBA pixels into the input tensor."]
-    elif request.card.preprocess.get("kind") == "image":
-        lines += [
-            "",
-            f"No Swift is generated for {request.card.preprocess['dtype']} tensors: follow "
-            f"`preprocess.json`.",
-        ]
+    families = families_of(delivery.artifact.spec for delivery in request.deliveries)
+    lines += [
+        f'.package(url: "REGISTRY/swift/{package_name(card.name, family)}.git", exact: "{card.version}"),'
+        for family in families
+    ]
+    lines += [
+        "```",
+        "",
+        "An app carries the products that it links, and no other file:",
+        "",
+        "| model | package | product, module and class |",
+        "|---|---|---|",
+    ]
+    for family in families:
+        for delivery in _members(request, family):
+            name = type_of(card.name, delivery.artifact.spec)
+            lines.append(
+                f"| `{delivery.artifact.path.name}` | `{package_name(card.name, family)}` | `{name}` |"
+            )
+    lines += [
+        "",
+        f"Without a registry, copy: a model and its `{FOLDER}/` file of the same name, and `"
+        + "`, `".join(contract_files(card.name, card.preprocess))
+        + "`.",
+        "",
+        *_preparing(request, paths),
+    ]
     return "\n".join(lines)
 
 
-def type_of(request: BundleRequest, artifact: Artifact) -> str:
-    """Return the Swift class name of one artifact, for example `DigitsFloat16CoreML`."""
-    runtime = {Format.ONNX: "Onnx", Format.ORT: "Ort", Format.MLPACKAGE: "CoreML"}[artifact.spec.format]
-    return naming.type_name(request.card.name, artifact.spec.stem_suffix, runtime)
+def _preparing(request: BundleRequest, paths: Sequence[str]) -> list[str]:
+    prefix, contract = naming.type_name(request.card.name), request.card.preprocess
+    if f"{FOLDER}/{prefix}Preprocessing.swift" in paths:
+        return [
+            f"`{prefix}Preprocessing` turns RGBA pixels or a `CGImage` into the input tensor; `{prefix}Mistakes` says what "
+            "is wrong with a tensor that other code prepared."
+        ]
+    if contract.get("kind") == "image":
+        return [f"No Swift is generated for {contract['dtype']} tensors: follow `preprocess.json`."]
+    return []
 
 
-def preprocessing_type(request: BundleRequest) -> str:
-    """Return the name of the Swift enum that holds the preprocessing contract."""
-    return naming.type_name(request.card.name, "preprocessing")
+def _members(request: BundleRequest, family: Family) -> list[Delivery]:
+    return [item for item in request.deliveries if item.artifact.spec.format in family.formats]
 
 
-def _element(artifact: Artifact, spec: TensorSpec) -> _Element:
-    element = _ELEMENTS.get(spec.dtype)
-    takes = element and (element.core_ml if artifact.spec.format is Format.MLPACKAGE else element.onnx)
-    if element is None or not takes:
-        raise UnsupportedError(
-            f"{artifact.path.name}: tensor {spec.name!r} is {spec.dtype}, which its Swift interface does "
-            f"not take",
-            fix="give the model a float32 or int32 tensor there, or leave this artifact out of [targets.ios]",
-        )
-    return element
+def _named(request: BundleRequest) -> dict[str, str]:
+    card = request.card
+    return {"title": naming.comment(f"{card.name} {card.version}"), "prefix": naming.type_name(card.name)}
 
 
-def _shared(request: BundleRequest, artifact: Artifact) -> dict[str, str]:
-    inputs = naming.value_names(spec.name for spec in artifact.inputs)
-    outputs = naming.value_names(spec.name for spec in artifact.outputs)
-    fields = [
-        f"        public let {name}: [{_answer_type(artifact, spec)}]"
-        for name, spec in zip(outputs, artifact.outputs, strict=True)
-    ]
-    shapes = ", ".join(
-        f"`{name}` is {spec.dtype} [{', '.join(map(str, spec.shape))}]"
-        for name, spec in zip(inputs, artifact.inputs, strict=True)
-    )
-    return {
-        "title": naming.comment(f"{request.card.name} {request.card.version}"),
-        "artifact": str(artifact.spec),
-        "file_comment": naming.comment(artifact.path.name),
-        "type": type_of(request, artifact),
-        "output_fields": "\n".join(fields),
-        "run_doc": naming.comment(f"{shapes}."),
+def _imports(modules: Iterable[str], *, exported: bool = False) -> str:
+    """Return imports of modules that are there in the package; copied into an app, the files are one module."""
+    word = "@_exported import" if exported else "import"
+    return "".join(f"#if canImport({module})\n{word} {module}\n#endif\n" for module in modules)
+
+
+def _contract(request: BundleRequest) -> str:
+    card = request.card
+    labels = ",\n".join(f"        {naming.swift_string(label)}" for label in card.labels)
+    values = {
+        "name": naming.swift_string(card.name),
+        "version": naming.swift_string(card.version),
+        "labels": labels,
     }
+    return render("ios/Contract.swift", _named(request) | values)
 
 
-def _answer_type(artifact: Artifact, spec: TensorSpec) -> str:
-    element = _element(artifact, spec)
-    # Core ML's numbers come out widened; a float16 answer is read as Float.
-    return "Float" if element.swift == "Float16" else element.swift
-
-
-def _core_ml_source(request: BundleRequest, delivery: Delivery) -> str:
-    artifact = delivery.artifact
-    inputs = naming.value_names(spec.name for spec in artifact.inputs)
-    outputs = naming.value_names(spec.name for spec in artifact.outputs)
-    elements = [_element(artifact, spec) for spec in artifact.inputs]
-    feeds = [
-        f"            {naming.swift_string(spec.name)}: try Self.tensor({name}, "
-        f"[{', '.join(map(str, spec.shape))}], {element.core_ml})"
-        for name, spec, element in zip(inputs, artifact.inputs, elements, strict=True)
-    ]
-    results = [
-        f"            {name}: try Self.numbers(results, {naming.swift_string(spec.name)})"
-        f".map {{ $0.{_element(artifact, spec).from_number} }}"
-        for name, spec in zip(outputs, artifact.outputs, strict=True)
-    ]
-    return render(
-        "ios/CoreMLModel.swift",
-        {
-            **_shared(request, artifact),
-            "resource": naming.swift_string(artifact.path.name.removesuffix(".mlpackage")),
-            "parameters": ", ".join(
-                f"{name}: [{element.swift}]" for name, element in zip(inputs, elements, strict=True)
-            ),
-            "feeds": ",\n".join(feeds),
-            "results": ",\n".join(results),
-        },
-    )
-
-
-def _onnx_source(request: BundleRequest, delivery: Delivery) -> str:
-    artifact = delivery.artifact
-    axes = naming.axis_names(spec.shape for spec in artifact.inputs)
-    names = naming.value_names([*(spec.name for spec in artifact.inputs), *axes])
-    sizes = dict(zip(axes, names[len(artifact.inputs) :], strict=True))
-    outputs = naming.value_names(spec.name for spec in artifact.outputs)
-    parameters = [
-        f"{name}: [{_element(artifact, spec).swift}]"
-        for name, spec in zip(names, artifact.inputs, strict=False)
-    ]
-    feeds = [
-        f"            {naming.swift_string(spec.name)}: try Self.tensor({name}, "
-        f"[{', '.join(_dimension(axis, sizes) for axis in spec.shape)}], {_element(artifact, spec).onnx})"
-        for name, spec in zip(names, artifact.inputs, strict=False)
-    ]
-    results = [
-        f"            {name}: try Self.values(results, {naming.swift_string(spec.name)}, "
-        f"as: {_element(artifact, spec).swift}.self)"
-        for name, spec in zip(outputs, artifact.outputs, strict=True)
-    ]
-    uses_core_ml = any(runtime.runtime == "onnxruntime-coreml" for runtime in delivery.runtimes)
-    return render(
-        "ios/OnnxModel.swift",
-        {
-            **_shared(request, artifact),
-            "file": naming.swift_string(artifact.path.name),
-            "provider_doc": "What Core ML takes runs there, in ML Program format; the rest runs on the CPU."
-            if uses_core_ml
-            else "Runs on the CPU: the Core ML provider would split a quantised or dynamic graph into "
-            "pieces.",
-            "provider_setup": _CORE_ML_SETUP
-            if uses_core_ml
-            else "        try settings.setGraphOptimizationLevel(.all)",
-            "parameters": ", ".join([*parameters, *(f"{name}: Int" for name in sizes.values())]),
-            "feeds": ",\n".join(feeds),
-            "output_names": ", ".join(naming.swift_string(spec.name) for spec in artifact.outputs),
-            "results": ",\n".join(results),
-        },
-    )
-
-
-_CORE_ML_SETUP = """\
-        let coreML = ORTCoreMLExecutionProviderOptions()
-        coreML.createMLProgram = true
-        coreML.onlyAllowStaticInputShapes = true
-        try settings.appendCoreMLExecutionProvider(with: coreML)"""
-
-
-def _dimension(axis: int | str, sizes: Mapping[str, str]) -> str:
-    return f"NSNumber(value: {sizes[axis]})" if isinstance(axis, str) else str(axis)
-
-
-def _preprocessing(request: BundleRequest) -> str:
+def _prepared(request: BundleRequest, path: str) -> str:
+    """Return the file at `path` that holds the contract as constants: the preprocessing, or the naming of mistakes."""
     contract = request.card.preprocess
-    element, cast = _CASTS[contract["dtype"]]
+    element, cast = CASTS[contract["dtype"]]
     height, width = contract["size"]
-    return render(
-        "ios/Preprocessing.swift",
-        {
-            "title": naming.comment(f"{request.card.name} {request.card.version}"),
-            "type": preprocessing_type(request),
-            "width": str(width),
-            "height": str(height),
-            **{key: str(contract[key]) for key in ("color", "layout", "resize", "fit", "pad")},
-            "scale": repr(float(contract["scale"])),
-            "mean": ", ".join(repr(float(value)) for value in contract["mean"]),
-            "std": ", ".join(repr(float(value)) for value in contract["std"]),
-            "element": element,
+    kind = "Mistakes" if path.endswith("Mistakes.swift") else "Preprocessing"
+    values = {
+        "width": str(width),
+        "height": str(height),
+        **{key: str(contract[key]) for key in ("color", "layout", "resize", "fit")},
+        "scale": repr(float(contract["scale"])),
+        "mean": ", ".join(repr(float(value)) for value in contract["mean"]),
+        "std": ", ".join(repr(float(value)) for value in contract["std"]),
+        "element": element,
+    }
+    if kind == "Mistakes":
+        limits = {"float32": "nil", "uint8": "0...255", "int8": "-128...127"}[contract["dtype"]]
+        channels = "1" if contract["color"] == "L" else "3"
+        values |= {"limits": limits, "channels": channels, "times": f"{float(contract['scale']):.6g}"}
+    else:
+        values |= {
+            "type": naming.type_name(request.card.name, kind),
+            "pad": str(contract["pad"]),
             "cast": cast,
-        },
-    )
+        }
+    return render(f"ios/{kind}.swift", _named(request) | values)
 
 
-def _manifest(request: BundleRequest, minimum: str) -> str:
-    uses_onnxruntime = any(
-        delivery.artifact.spec.format is not Format.MLPACKAGE for delivery in request.deliveries
-    )
-    name = naming.type_name(request.card.name)
+def _tests(request: BundleRequest, family: Family) -> str:
+    """Return the XCTest that replays the golden vectors of one family."""
+    card, members = request.card, _members(request, family)
+    imports = _imports([contract_module(card.name, family), golden_module(card.name, family)])
+    models = _imports(type_of(card.name, item.artifact.spec) for item in members)
+    tests = "".join(_model_test(request, item) for item in members)
+    if family.formats == {Format.MLPACKAGE}:
+        tests = f"\n    #if canImport(CoreML)\n{tests.lstrip(chr(10))}    #endif\n"
+    if prepares(card.preprocess):
+        imports = f"#if canImport(ImageIO)\nimport ImageIO\n#endif\n{imports}"
+        element, _ = CASTS[card.preprocess["dtype"]]
+        tests = render("ios/GoldenPictureTests.swift", _named(request) | {"element": element}) + tests
     return render(
-        "ios/Package.swift",
+        "ios/GoldenTests.swift",
+        _named(request)
+        | {"type": tests_module(card.name, family), "imports": f"{imports}{models}", "tests": tests},
+    )
+
+
+def _model_test(request: BundleRequest, delivery: Delivery) -> str:
+    artifact = delivery.artifact
+    called = signature_of(artifact)
+    arguments = [
+        f"{name}: try sample.input({naming.swift_string(spec.name)}).values.map {{ {element}($0) }}"
+        for name, spec, element in zip(called.inputs, artifact.inputs, called.elements, strict=True)
+    ]
+    for axis, name in called.axes.items():
+        owner = next(spec for spec in artifact.inputs if axis in spec.shape)
+        place = owner.shape.index(axis)
+        arguments.append(
+            f"{name}: try sample.input({naming.swift_string(owner.name)}).shape[{place}]"
+        )
+    answers = [
+        f"                    {naming.swift_string(spec.name)}: answers.{name}.map {{ Double($0) }}"
+        for name, spec in zip(called.outputs, artifact.outputs, strict=True)
+    ]
+    return render(
+        "ios/GoldenModelTest.swift",
         {
-            "title": naming.comment(f"{request.card.name} {request.card.version}"),
-            "type": name,
-            "package": naming.swift_string(name),
-            "platform": naming.swift_string(minimum if "." in minimum else f"{minimum}.0"),
-            "dependencies": f"        {_ONNXRUNTIME_PACKAGE}" if uses_onnxruntime else "",
-            "products": f"                {_ONNXRUNTIME_PRODUCT}" if uses_onnxruntime else "",
-            "resources": ",\n".join(
-                f"                .copy({naming.swift_string(f'models/{delivery.artifact.path.name}')})"
-                for delivery in request.deliveries
-            ),
+            "type": type_of(request.card.name, artifact.spec),
+            "file": naming.swift_string(artifact.path.name),
+            "arguments": f"\n                {(','+chr(10)+' '*16).join(arguments)}",
+            "answers": ",\n".join(answers),
         },
     )

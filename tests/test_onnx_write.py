@@ -47,3 +47,14 @@ def test_fixed_axes_reach_inputs_and_outputs() -> None:
     assert shapes == {"x": [2, 4], "y": [2, 4], "kept": [4]}
     for want, have in zip(answers(model()), answers(fixed), strict=True):
         np.testing.assert_array_equal(want, have)
+
+
+def test_an_output_behind_an_operator_without_inference_keeps_its_shape() -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 18, "com.microsoft" : 1]>
+    net (float[batch, 4] x) => (float[batch, 4] y) { [odd] y = com.microsoft.Gelu (x) }
+    """
+    fixed = fix_axes(ir.from_proto(onnx.parser.parse_model(text)), {"batch": 2})
+    proto = ir.to_proto(fixed)
+    onnx.checker.check_model(proto)
+    assert [axis.dim_value for axis in proto.graph.output[0].type.tensor_type.shape.dim] == [2, 4]

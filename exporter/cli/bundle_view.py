@@ -9,8 +9,10 @@ from typing import Any
 
 from exporter.cli import figures
 from exporter.cli.console import Column, Console
+from exporter.cli.inspect import contract_pairs
 from exporter.cli.report_view import show_report
 from exporter.cli.text import typed_path
+from exporter.contract import DOCUMENT_NAME, contract_document, read_contract
 from exporter.errors import InputError, IntegrityError
 from exporter.manifest import MANIFEST_NAME, listed_bytes, read_manifest
 from exporter.measured import read_measured
@@ -45,14 +47,20 @@ def _show_build(console: Console, folder: Path) -> None:
 def _show_bundle(console: Console, folder: Path) -> None:
     manifest = read_manifest(folder)
     measured = read_measured(folder)
+    carried = read_contract(folder) if (folder / DOCUMENT_NAME).is_file() else None
+    document = None if carried is None else contract_document(carried.contract, carried.labels)
     if console.json:
-        console.answer_json({"path": str(folder), "manifest": manifest, "measured": measured})
+        console.answer_json(
+            {"path": str(folder), "manifest": manifest, "preprocess": document, "measured": measured}
+        )
         return
     files = manifest["files"]
     console.heading(
         f"{manifest.get('name')} {manifest.get('version')} for {manifest.get('target')}",
         f"{len(files)} files, {figures.byte_size(sum(entry['size'] for entry in files.values()))}",
     )
+    if document is not None:
+        console.answer_pairs(contract_pairs(None, document))
     console.answer()
     console.answer_table(
         (Column("artifact", fold=False), Column("file"), Column("size", right=True, fold=False)),

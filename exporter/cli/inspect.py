@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ import click
 
 from exporter.cli import figures
 from exporter.cli.console import Column, Console, named_once, pass_console, speaking
+
+SHOWN_LABELS = 12
 
 if TYPE_CHECKING:
     from exporter.artifacts import Coverage
@@ -23,8 +26,9 @@ if TYPE_CHECKING:
 def command(console: Console, path: Path, trust_code: bool) -> None:
     """Show operators, parameters, multiply-accumulates and sizes, and which runtimes take the file.
 
-    A model is an .onnx file. For a RECIPE the model is loaded and exported first; a BUNDLE is a target's
-    folder, or the folder of a whole build.
+    A model is an .onnx file; of an .ort or .tflite file its tensors and the contract that it carries are
+    shown. For a RECIPE the model is loaded and exported first; a BUNDLE is a target's folder, or the folder
+    of a whole build.
     """
     if path.is_dir():
         from exporter.cli.bundle_view import show_folder
@@ -34,6 +38,9 @@ def command(console: Console, path: Path, trust_code: bool) -> None:
     from exporter.files import require_file
 
     require_file(path, what="the file")
+    if path.suffix.lower() in (".ort", ".tflite"):
+        _show_flatbuffer(console, path)
+        return
     inspect = _inspect_recipe if path.suffix == ".toml" else _inspect_file
     facts, previews = inspect(console, path, trust_code)
     from exporter.inspection import judge_runtimes
@@ -45,6 +52,32 @@ def command(console: Console, path: Path, trust_code: bool) -> None:
         console.answer_json(describe(path, facts, verdicts, previews))
     else:
         show(console, path, facts, verdicts, previews)
+
+
+def _show_flatbuffer(console: Console, path: Path) -> None:
+    from exporter.artifacts import to_plain
+    from exporter.carried import inspect_flatbuffer
+
+    facts = inspect_flatbuffer(path)
+    size = path.stat().st_size
+    if console.json:
+        console.answer_json({"path": str(path), "file_bytes": size, **to_plain(facts)})
+        return
+    console.heading(path.name, f".{facts.format}, {figures.byte_size(size)}")
+    quantized = [
+        (spec.name, spec.quantization) for spec in (*facts.inputs, *facts.outputs) if spec.quantization
+    ]
+    console.answer_pairs(
+        [
+            ("inputs", "; ".join(str_of(spec) for spec in facts.inputs)),
+            ("outputs", "; ".join(str_of(spec) for spec in facts.outputs)),
+            *((f"{name} is", text) for name, text in quantized),
+            *(
+                contract_pairs(facts.model, facts.contract)
+                or [("contract", "none: it carries no edge.contract")]
+            ),
+        ]
+    )
 
 
 def _inspect_file(
@@ -110,6 +143,7 @@ def show(
             ("parameters", f"{figures.count(facts.parameters)} in {figures.byte_size(facts.constant_bytes)}"),
             ("work", _work(facts)),
             ("arithmetic", f"quantised ({facts.quantized_by})" if facts.quantized_by else "float"),
+            *contract_pairs(facts.model, facts.contract),
         ]
     )
     console.answer()
@@ -182,6 +216,21 @@ def _show_previews(console: Console, previews: tuple[ArtifactPreview, ...]) -> N
     console.answer_table(
         (Column("target", fold=False), Column("artifact", fold=False), Column("run by")), named_once(rows)
     )
+
+
+def contract_pairs(model: str | None, document: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Return what a file carries, for people: whose it is, how its input is prepared, what its answers are called."""
+    from exporter.contract import describe_contract
+
+    if document is None:
+        return []
+    pairs = [] if model is None else [("model", model)]
+    pairs.append(("prepared from", describe_contract(document["contract"])))
+    labels = document["labels"]
+    if labels:
+        shown = ", ".join(labels[:SHOWN_LABELS])
+        pairs.append(("classes", f"{len(labels)}: {shown}{', …' if len(labels) > SHOWN_LABELS else ''}"))
+    return pairs
 
 
 def str_of(spec: Any) -> str:

@@ -17,7 +17,8 @@ from exporter.cli.console import Column, Console, pass_console, speaking
 @speaking
 @pass_console
 def command(console: Console, bundle: Path) -> None:
-    """Re-hash every file of BUNDLE and replay its golden vectors through each artifact's runtime.
+    """Re-hash every file of BUNDLE, prepare its golden pictures, and replay its golden vectors through each artifact's
+    runtime.
 
     BUNDLE is a target's folder as build made it, for example edge-build/NAME/VERSION/android.
     """
@@ -36,6 +37,8 @@ def _show(console: Console, outcome: Mapping[str, Any]) -> None:
     console.heading(
         f"{outcome['model']} for {outcome['target']}", f"{count} files are the bytes that were built"
     )
+    if outcome["preprocessing"] is not None:
+        console.answer(outcome["preprocessing"]["says"])
     console.answer()
     columns = (
         Column("artifact", fold=False),

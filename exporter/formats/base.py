@@ -21,7 +21,8 @@ class ProduceRequest:
     that this same build wrote (`None` when the model came as ONNX); `inputs`/`outputs` are the model's
     specs with named axes, `axes` the sizes that fix them; `samples` is a folder `00000.npz, 00001.npz, …`
     of calibration samples in calibration order (`None` if the scheme needs none); `encodings` what calibration,
-    training and recovery have settled for `onnx`; `rule` chooses the ranges of tensors that only another format has.
+    training and recovery have settled for `onnx`; `rule` chooses the ranges of tensors that only another format has;
+    `metadata` are the texts that the file carries, by key (`exporter.contract.file_metadata`).
     """
 
     spec: ArtifactSpec
@@ -36,6 +37,7 @@ class ProduceRequest:
     destination: Path
     workdir: Path
     encodings: Encodings = field(default_factory=Encodings)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def keep(self) -> tuple[str, ...]:

@@ -51,6 +51,8 @@ def produce(request: ProduceRequest) -> Artifact:
             "samples": str(request.samples) if request.encodings.blocks and request.samples else None,
             "inputs": [to_plain(spec.fixed(request.axes)) for spec in request.inputs],
             "outputs": [to_plain(spec.fixed(request.axes)) for spec in request.outputs],
+            "metadata": dict(request.metadata),
+            "artifact": str(request.spec),
         },
         stage=STAGE,
         subject=str(request.spec),
@@ -73,9 +75,9 @@ def produce(request: ProduceRequest) -> Artifact:
 def inspect_structure(path: Path, program: Path, *, log: Path) -> dict[str, Any]:
     """Return what can be checked of an `.mlpackage` without running it, JSON-ready.
 
-    Operators with counts, inputs and outputs with types, specification version and minimum iOS, and every
-    stored weight de-quantised and compared with the torch program's. `not_run` says what was not checked.
-    `InputError` if `path` is not a readable package.
+    Operators with counts, inputs and outputs with types, specification version and minimum iOS, what the package says of
+    itself (its contract among it), and every stored weight de-quantised and compared with the torch program's. `not_run`
+    says what was not checked. `InputError` if `path` is not a readable package, `IntegrityError` for a damaged contract.
     """
     return call_isolated(
         "exporter.formats.mlpackage_inspect:inspect",

@@ -30,6 +30,7 @@ from exporter.formats.mlpackage_graph import (
     read_program,
     read_spec,
 )
+from exporter.formats.mlpackage_metadata import write_metadata
 from exporter.formats.mlpackage_program import Provenance, fold_constants, load_program, provenance
 from exporter.formats.mlpackage_rounding import RoundFourBits, reduced_axis, weights
 from exporter.formats.program import check_weights, specs_from_json
@@ -42,8 +43,8 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
     """Write the package at `request["path"]` and return `{inputs, outputs, layers, notes}`, JSON-ready.
 
     `request` holds `program`, `path`, `scheme`, `keep`, `bits` (widths by ONNX name), `onnx` (the float graph) and
-    `samples` (what int4 weights are rounded with, or null), and `inputs` and `outputs` as lists of
-    `{name, dtype, shape}` with fixed shapes.
+    `samples` (what int4 weights are rounded with, or null), `inputs` and `outputs` as lists of `{name, dtype, shape}` with
+    fixed shapes, and `metadata` (texts by key) that the package carries as that of `artifact`.
     """
     scheme, keep = Scheme.parse(request["scheme"]), tuple(request["keep"])
     path, program = Path(request["path"]), Path(request["program"])
@@ -56,7 +57,7 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
         wishes = _Wishes(scheme, keep, request["bits"])
         samples = Path(request["samples"]) if request["samples"] else None
         model, reasons, notes = _compress(model, wishes, names, Path(request["onnx"]), samples)
-        _write_package(model, path)
+        _write_package(model, path, request["metadata"], request["artifact"])
     spec = read_spec(path)
     default = "the weight's shape allows no block" if not scheme.is_float else f"the scheme is {scheme}"
     covered = coverage(read_program(path, spec), lambda op: _display(op, names), reasons, default)
@@ -261,13 +262,13 @@ def _display(operation: Any, names: Provenance) -> str:
     return f"{'+'.join(paths)}/{operation.outputs[0].name}" if paths else str(operation.outputs[0].name)
 
 
-def _write_package(model: Any, path: Path) -> None:
-    """Write the package as one appearing folder with canonical bytes.
+def _write_package(model: Any, path: Path, metadata: Mapping[str, str], artifact: str) -> None:
+    """Write the package as one appearing folder with canonical bytes, saying `metadata` of itself.
 
     Dates, versions and random identifiers are dropped, map entries sorted (protobuf's deterministic form).
     """
     spec = model.get_spec()
-    spec.description.metadata.Clear()
+    write_metadata(spec, metadata, artifact)
     weights = Path(model.weights_dir) / "weight.bin" if model.weights_dir else None
     with files.appear_at_once(path) as folder:
         data = folder / "Data" / "com.apple.CoreML"

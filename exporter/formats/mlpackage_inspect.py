@@ -17,6 +17,7 @@ import numpy as np
 from exporter.formats.mlpackage import NOT_RUN
 from exporter.formats.mlpackage_convert import features
 from exporter.formats.mlpackage_graph import StoredWeight, operations, read_program, read_spec, stored_weights
+from exporter.formats.mlpackage_metadata import read_metadata
 from exporter.formats.mlpackage_program import load_program, weight_arrays
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -57,6 +58,7 @@ def inspect(request: dict[str, Any]) -> dict[str, Any]:
         "minimum_ios": _MINIMUM_IOS.get(version, f"unknown (specification {version})"),
         "inputs": features(spec.description.input),
         "outputs": features(spec.description.output),
+        **read_metadata(spec, path.name),
         "operators": dict(sorted(collections.Counter(op.op_type for op in operations(program)).items())),
         "weights": _summary(matches, unmatched),
     }

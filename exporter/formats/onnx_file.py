@@ -1,4 +1,4 @@
-"""`.onnx` files: the ONNX graph under a scheme, with named axes kept or fixed."""
+"""`.onnx` files: the ONNX graph under a scheme, with named axes kept or fixed, and with its contract in `metadata_props`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def produce(request: ProduceRequest) -> Artifact:
         quantized = fix_axes(quantized, request.axes)
     if not request.spec.scheme.is_float:
         shorten_constant_names(forget_inner_shapes(quantized))
+    quantized.metadata_props.update(sorted(request.metadata.items()))
     files = save_onnx(quantized, request.path)
     return Artifact(
         spec=request.spec,

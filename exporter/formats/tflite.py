@@ -44,6 +44,8 @@ def produce(request: ProduceRequest) -> Artifact:
             "ranges": {name: list(span) for name, span in request.encodings.ranges.items()},
             "inputs": [to_plain(spec.fixed(request.axes)) for spec in request.inputs],
             "outputs": [to_plain(spec.fixed(request.axes)) for spec in request.outputs],
+            "metadata": dict(request.metadata),
+            "artifact": str(request.spec),
         },
         stage=STAGE,
         subject=str(request.spec),

@@ -18,6 +18,7 @@ from exporter.formats.tflite_calibrate import fingerprints, observe, ranges
 from exporter.formats.tflite_coverage import coverage
 from exporter.formats.tflite_float import float_model
 from exporter.formats.tflite_graph import NUMPY_DTYPES, TYPE_NAMES, read_model, shape_of
+from exporter.formats.tflite_metadata import add_metadata, labels_archive
 from exporter.formats.tflite_pack import pack
 from exporter.formats.tflite_policy import Decision, Treatment, decide, is_kept, moves
 from exporter.formats.tflite_quantize import activations, needs_current_runtime, quantize
@@ -32,8 +33,8 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
 
     `request` holds `program`, `path`, `workdir`, `samples` (or null), `scheme`, `rule`, `keep`, `onnx` and `ranges`
     (the float graph and `{value: [low, high]}` settled for it), `bits` (widths by ONNX name), `rounding` (whether int4
-    weights are rounded with the samples), and `inputs` and `outputs` as lists of `{name, dtype, shape}` with fixed
-    shapes.
+    weights are rounded with the samples), `inputs` and `outputs` as lists of `{name, dtype, shape}` with fixed shapes,
+    and `metadata` (texts by key) that the file carries as that of `artifact`.
     """
     scheme, keep = Scheme.parse(request["scheme"]), tuple(request["keep"])
     inputs, outputs = specs_from_json(request["inputs"]), specs_from_json(request["outputs"])
@@ -56,7 +57,8 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
         "layers": to_plain(covered.layers),
     }
     is_current = needs_current_runtime(finished)
-    content = pack(finished)
+    add_metadata(finished, request["metadata"], request["artifact"])
+    content = labels_archive(pack(finished), request["metadata"])
     files.write_bytes(Path(request["path"]), content)
     return {
         **answer,

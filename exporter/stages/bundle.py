@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +12,15 @@ import numpy as np
 
 from exporter import __version__
 from exporter.artifacts import Artifact, ArtifactSpec, Evidence, TensorSpec, to_plain
-from exporter.files import write_json
-from exporter.golden import GOLDEN_SAMPLES, tolerance_of, write_golden
+from exporter.attesting.bill_of_materials import BOM_NAME, bill_of_materials
+from exporter.attesting.facts import BuildFacts
+from exporter.attesting.model_card import CARD_NAME, model_card
+from exporter.files import write_bytes, write_json
+from exporter.golden import tolerance_of, write_golden
 from exporter.manifest import write_manifest
+from exporter.metrics import compare_outputs
 from exporter.planning import Plan
-from exporter.reference import Reference
+from exporter.reference import Reference, as_reference
 from exporter.runtimes.worker import read_samples
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 def write_bundle(
     plan: Plan,
     target_name: str,
-    class_names: tuple[str, ...],
+    facts: BuildFacts,
     artifacts: Mapping[ArtifactSpec, Artifact],
     evidence: Mapping[ArtifactSpec, Evidence],
     reference: Reference,
@@ -48,8 +51,10 @@ def write_bundle(
         runtimes = target.capabilities(options).runtimes_for(spec)
         deliveries.append(Delivery(placed, _timeless(evidence[spec]), runtimes))
     _write_golden_vectors([d.artifact for d in deliveries], evidence, reference, destination / "golden")
-    target.bundle(BundleRequest(_card(plan, class_names), tuple(deliveries), options, destination))
+    target.bundle(BundleRequest(_card(plan, facts.labels), tuple(deliveries), options, destination))
     write_json(destination / "evidence.json", [to_plain(delivery.evidence) for delivery in deliveries])
+    write_json(destination / BOM_NAME, bill_of_materials(facts, target_name, deliveries))
+    write_bytes(destination / CARD_NAME, model_card(facts, target_name, deliveries).encode())
     write_manifest(
         destination,
         {
@@ -101,18 +106,20 @@ def _write_golden_vectors(
     reference: Reference,
     folder: Path,
 ) -> None:
-    inputs = _first(reference.inputs)
-    wanted = _first(reference.outputs)
+    wanted = reference.golden_wanted()
     answers, tolerances = {}, {}
     for artifact in artifacts:
         fidelity = evidence[artifact.spec].fidelity
         if fidelity is None:
             continue
-        answers[artifact.path.name] = _first(
-            reference.inputs.parent.parent / "validation" / artifact.path.name
-        )
-        tolerances[artifact.path.name] = tolerance_of(wanted, fidelity.max_abs_error)
-    write_golden(folder, _input_specs(artifacts[0], inputs), inputs, wanted, answers, tolerances)
+        given = list(read_samples(reference.golden_answers / artifact.path.name))
+        named = [as_reference(answer, want) for answer, want in zip(given, wanted, strict=True)]
+        # A picture need not be among the samples that the error was measured on.
+        largest = max(fidelity.max_abs_error, compare_outputs(wanted, named).max_abs_error)
+        answers[artifact.path.name] = given
+        tolerances[artifact.path.name] = tolerance_of(wanted, largest)
+    specs = _input_specs(artifacts[0], reference.golden.samples)
+    write_golden(folder, specs, reference.golden, wanted, answers, tolerances)
 
 
 def _input_specs(artifact: Artifact, samples: Sequence[Mapping[str, np.ndarray]]) -> tuple[TensorSpec, ...]:
@@ -121,7 +128,3 @@ def _input_specs(artifact: Artifact, samples: Sequence[Mapping[str, np.ndarray]]
     return tuple(
         TensorSpec(s.name, str(shown[s.name].dtype), tuple(shown[s.name].shape)) for s in artifact.inputs
     )
-
-
-def _first(folder: Path) -> list[dict[str, np.ndarray]]:
-    return list(itertools.islice(read_samples(folder), GOLDEN_SAMPLES))

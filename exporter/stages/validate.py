@@ -6,6 +6,7 @@ runtime on this host executes (`.mlpackage`) is checked by structure and de-quan
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,12 +26,13 @@ from exporter.artifacts import (
 )
 from exporter.comparison import drop_by_metric, drop_of_agreement
 from exporter.errors import CalibrationError, EdgeError, GateError
+from exporter.golden import GoldenInputs
 from exporter.metrics import Metric, compare_outputs, same_class
-from exporter.reference import Reference, latency_of
+from exporter.reference import Reference, Sample, as_reference, latency_of
 from exporter.runtimes.worker import RunRecord, read_samples, run_artifact, write_sample
 
-Sample = Mapping[str, np.ndarray]
 BATCH_SAMPLES = 3
+_NO_GOLDEN = GoldenInputs(())
 
 
 def make_reference(
@@ -42,45 +44,52 @@ def make_reference(
     metric: Metric | None,
     labels: np.ndarray | None,
     workdir: Path,
+    golden: GoldenInputs = _NO_GOLDEN,
 ) -> Reference:
-    """Run the float graph on `samples` and `edges` and return its answers as the reference.
+    """Run the float graph on `samples`, `edges` and `golden` and return its answers as the reference.
 
-    Raises `GateError` naming the sample if the float model itself answers with NaN or infinity.
+    Raises `GateError` naming the sample if the float model itself answers with NaN.
     """
-    inputs, edge_inputs = workdir / "inputs", workdir / "edge-inputs"
-    for folder in (inputs, edge_inputs):
+    inputs, extra_inputs = workdir / "inputs", workdir / "extra-inputs"
+    for folder in (inputs, extra_inputs):
         folder.mkdir(parents=True, exist_ok=True)
     for number, sample in enumerate(samples):
         write_sample(inputs, number, sample)
-    for number, (_, sample) in enumerate(edges):
-        write_sample(edge_inputs, number, sample)
+    for number, sample in enumerate([*(sample for _, sample in edges), *golden.samples]):
+        write_sample(extra_inputs, number, sample)
     log = workdir / "reference.log"
     record = run_artifact(float_onnx, Format.ONNX, inputs, workdir / "outputs", log=log)
-    run_artifact(float_onnx, Format.ONNX, edge_inputs, workdir / "edge-outputs", log=log, timed=False)
-    _require_finite(read_samples(record.outputs))
+    extras = run_artifact(
+        float_onnx, Format.ONNX, extra_inputs, workdir / "extra-outputs", log=log, timed=False
+    )
+    _require_finite(read_samples(record.outputs), "evaluation sample")
     score = None
     if metric is not None and labels is not None:
         score = metric(list(read_samples(record.outputs)), labels)
-    return Reference(
-        inputs,
-        record.outputs,
-        edge_inputs,
-        workdir / "edge-outputs",
-        tuple(name for name, _ in edges),
-        metric_name,
-        metric,
-        labels,
-        score,
-        record,
+    reference = Reference(
+        inputs=inputs,
+        outputs=record.outputs,
+        extra_inputs=extra_inputs,
+        extra_outputs=extras.outputs,
+        edge_names=tuple(name for name, _ in edges),
+        golden=golden,
+        golden_answers=workdir / "golden-answers",
+        metric_name=metric_name,
+        metric=metric,
+        labels=labels,
+        score=score,
+        record=record,
     )
+    _require_finite(reference.golden_wanted(), "golden picture")
+    return reference
 
 
-def _require_finite(outputs: Iterable[Sample]) -> None:
+def _require_finite(outputs: Iterable[Sample], what: str) -> None:
     for number, output in enumerate(outputs):
         for name, array in output.items():
             if np.isnan(array).any():
                 raise GateError(
-                    f"the float model answers evaluation sample {number} with NaN in {name}",
+                    f"the float model answers {what} {number} with NaN in {name}",
                     fix="look at that sample and at the model's numerics before exporting it",
                 )
 
@@ -137,28 +146,16 @@ def validate(artifact: Artifact, reference: Reference, *, workdir: Path) -> Evid
         fidelity=compare_outputs(read_samples(reference.outputs), _answers(record, reference)),
         task=_task(reference, record),
         disagreement=_disagreement(reference, record),
-        edge_cases=tuple(_check_edges(artifact, reference, workdir)),
+        edge_cases=_check_extras(artifact, reference, workdir),
         latency=latency_of(record),
         peak_rss_mb=record.peak_rss_mb,
     )
 
 
-def _as_reference(answer: Sample, want: Sample) -> Sample:
-    """Return `answer` under the reference's output names: by name where they agree, by position otherwise."""
-    if set(answer) == set(want):
-        return {name: answer[name].reshape(want[name].shape) for name in want}
-    if len(answer) != len(want):
-        raise GateError(
-            f"the artifact has {len(answer)} outputs ({', '.join(answer)}), the float model {len(want)}",
-            fix="report this model as a bug",
-        )
-    return {name: value.reshape(want[name].shape) for name, value in zip(want, answer.values(), strict=True)}
-
-
 def _answers(record: RunRecord, reference: Reference) -> Iterator[Sample]:
     """Yield an artifact's answers under the reference's output names and shapes."""
     for answer, want in zip(read_samples(record.outputs), read_samples(reference.outputs), strict=True):
-        yield _as_reference(answer, want)
+        yield as_reference(answer, want)
 
 
 def _task(reference: Reference, record: RunRecord) -> TaskScore | None:
@@ -179,40 +176,60 @@ def _disagreement(reference: Reference, record: RunRecord) -> Drop | None:
     return drop_of_agreement(verdicts) if verdicts and verdicts[0] else None
 
 
-def _check_edges(artifact: Artifact, reference: Reference, workdir: Path) -> Iterator[EdgeCase]:
-    """Run the edge inputs in one child; if that dies, each alone, so that one does not hide the others."""
+def _check_extras(artifact: Artifact, reference: Reference, workdir: Path) -> tuple[EdgeCase, ...]:
+    """Run the edge inputs and the golden ones in one child, and keep what it answers to the golden ones.
+
+    If that child dies, each edge runs alone, so that one does not hide the others. Raises what running raises if the
+    golden samples cannot be answered.
+    """
+    files = sorted(reference.extra_inputs.glob("*.npz"))
+    edges, golden = files[: len(reference.edge_names)], files[len(reference.edge_names) :]
     fixed = artifact.spec.shapes is Shapes.FIXED
     cases = [
         (name, want, file)
         for name, want, file in zip(
             reference.edge_names,
-            read_samples(reference.edge_outputs),
-            sorted(reference.edge_inputs.glob("*.npz")),
+            itertools.islice(read_samples(reference.extra_outputs), len(edges)),
+            edges,
             strict=True,
         )
         if not (fixed and name.startswith("batch"))
     ]
-    folder = workdir / f"{artifact.path.name}-edges"
+    folder = workdir / f"{artifact.path.name}-extras"
     try:
-        answers = _run_edges(artifact, [file for _, _, file in cases], folder / "all")
+        answers = _run_files(artifact, [*(file for _, _, file in cases), *golden], folder / "all")
     except EdgeError:
-        for name, want, file in cases:
-            try:
-                answer = _run_edges(artifact, [file], folder / file.stem)[0]
-            except EdgeError as error:
-                yield EdgeCase(name, False, error.cause)
-            else:
-                yield _judge_edge(name, want, _as_reference(answer, want))
-        return
-    for (name, want, _), answer in zip(cases, answers, strict=True):
-        yield _judge_edge(name, want, _as_reference(answer, want))
+        answers = _run_files(artifact, golden, folder / "golden") if golden else []
+        judged = [_check_alone(artifact, *case, folder) for case in cases]
+    else:
+        judged = [
+            _judge_edge(name, want, as_reference(answer, want))
+            for (name, want, _), answer in zip(cases, answers, strict=False)
+        ]
+        answers = answers[len(cases) :]
+    _keep_golden(answers, reference.golden_answers / artifact.path.name)
+    return tuple(judged)
 
 
-def _run_edges(artifact: Artifact, files: Sequence[Path], folder: Path) -> list[Sample]:
+def _check_alone(artifact: Artifact, name: str, want: Sample, file: Path, folder: Path) -> EdgeCase:
+    try:
+        answer = _run_files(artifact, [file], folder / file.stem)[0]
+    except EdgeError as error:
+        return EdgeCase(name, False, error.cause)
+    return _judge_edge(name, want, as_reference(answer, want))
+
+
+def _keep_golden(answers: Sequence[Sample], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, answer in enumerate(answers):
+        write_sample(folder, number, answer)
+
+
+def _run_files(artifact: Artifact, files: Sequence[Path], folder: Path) -> list[Sample]:
     inputs = folder / "inputs"
     inputs.mkdir(parents=True)
-    for file in files:
-        shutil.copyfile(file, inputs / file.name)
+    for number, file in enumerate(files):
+        shutil.copyfile(file, inputs / f"{number:05d}.npz")
     record = run_artifact(
         artifact.path, artifact.spec.format, inputs, folder / "outputs", log=folder / "log", timed=False
     )

@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from calibration.dataset import ArrayDataset, Dataset, ListDataset, StreamDataset, fingerprint_of, take
+from calibration.dataset import (
+    ArrayDataset,
+    Dataset,
+    IndexedDataset,
+    ListDataset,
+    StreamDataset,
+    fingerprint_of,
+    take,
+)
 from exporter.errors import CalibrationError
 
 IMAGES = np.arange(5 * 3 * 2 * 2, dtype=np.float32).reshape(5, 3, 2, 2)
@@ -93,6 +102,30 @@ def test_take_spreads_evenly(count: int, length: int) -> None:
     assert picked == taken.labels.tolist()
     gaps = np.diff([*picked, length])
     assert gaps.max() - gaps.min() <= 1
+
+
+def test_pictures_stay_with_their_samples() -> None:
+    dataset = IndexedDataset(
+        9,
+        lambda index: {"x": np.array([index])},
+        np.arange(9) * 10,
+        "numbered",
+        picture=lambda index: Image.new("L", (1, 1), index),
+    )
+    taken = take(take(dataset, 6), 3)
+    assert isinstance(taken, IndexedDataset)
+    assert taken.has_pictures
+    assert isinstance(taken.labels, np.ndarray)
+    for number, label in enumerate(taken.labels):
+        index = int(taken.sample(number)["x"][0])
+        assert (taken.picture(number).getpixel((0, 0)), label) == (index, 10 * index)
+
+
+def test_samples_that_no_picture_was_made_into_have_none() -> None:
+    dataset = ArrayDataset({"image": IMAGES}, source="arrays")
+    assert not dataset.has_pictures
+    with pytest.raises(LookupError, match="samples of arrays are not made from pictures"):
+        dataset.picture(0)
 
 
 def test_take_of_a_stream_reads_the_same_samples() -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from calibration.preprocess import Preprocess, describe_preprocess, preprocess_from_dict
+from calibration.preprocess import FITS, RESIZES, Preprocess, describe_preprocess, preprocess_from_dict
 from exporter.errors import RecipeError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -145,3 +148,73 @@ def test_impossible_contracts_are_refused(table: dict[str, object], message: str
     with pytest.raises(RecipeError, match=message) as caught:
         Preprocess.from_dict(table)
     assert caught.value.exit_code == 2
+
+
+@st.composite
+def contracts(draw: st.DrawFn) -> Preprocess:
+    """Contracts of every layout, colour, fit and dtype that 8-bit pictures survive."""
+    color = draw(st.sampled_from(["RGB", "BGR", "L"]))
+    channels = 1 if color == "L" else 3
+    dtype = draw(st.sampled_from(["float32", "uint8", "int8"]))
+    floats = dtype == "float32"
+    return Preprocess(
+        layout=draw(st.sampled_from(["NCHW", "NHWC"])),
+        color=color,
+        size=(draw(st.integers(1, 9)), draw(st.integers(1, 9))),
+        resize=draw(st.sampled_from(RESIZES)),
+        fit=draw(st.sampled_from(FITS)),
+        scale=draw(st.floats(1e-3, 10)) * draw(st.sampled_from([1, -1])) if floats else 1.0,
+        mean=tuple(draw(st.floats(-3, 3)) for _ in range(channels)) if floats else 128.0 * (dtype == "int8"),
+        std=tuple(draw(st.floats(0.05, 4)) for _ in range(channels)) if floats else 1.0,
+        dtype=dtype,
+        pad=draw(st.integers(0, 255)),
+    )
+
+
+@settings(deadline=None)
+@given(contracts(), st.integers(0, 2**32 - 1))
+def test_a_tensor_gives_back_the_picture_that_it_was_made_from(contract: Preprocess, seed: int) -> None:
+    shape = contract.size if contract.color == "L" else (*contract.size, 3)
+    image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+    tensor = contract.apply(image)
+    inverted = contract.invert(tensor)
+    assert (inverted.mode, inverted.tobytes()) == (image.mode, image.tobytes())
+    np.testing.assert_array_equal(contract.apply(inverted), tensor)
+
+
+def test_levels_that_no_picture_has_are_cut_off() -> None:
+    contract = Preprocess(size=(1, 3), color="L", scale=1.0)
+    tensor = np.array([[[[-20, 100.4, 300]]]], np.float32)
+    assert np.asarray(contract.invert(tensor)).tolist() == [[0, 100, 255]]
+
+
+@pytest.mark.parametrize(
+    "tensor", [np.zeros((1, 3, 2, 3), np.float32), np.full((1, 3, 3, 2), np.nan, np.float32)]
+)
+def test_what_no_picture_becomes_is_not_inverted(tensor: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"no finite tensor of shape \(1, 3, 3, 2\)"):
+        Preprocess(size=(3, 2)).invert(tensor)
+
+
+@pytest.mark.parametrize("color", ["RGB", "BGR", "L"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I"])
+def test_a_decoded_picture_is_plain_and_prepared_like_the_file(mode: str, color: str) -> None:
+    given = picture(6, 5).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        given = Image.fromarray(np.asarray(given).astype(np.uint16) * 257)
+    given.info["comment"] = "kept out"
+    contract = Preprocess(size=(3, 4), color=color)
+    decoded = contract.decode(given)
+    assert decoded.mode == ("L" if color == "L" and mode in ("1", "L", "LA", "I;16", "I") else "RGB")
+    # By way of RGB, luma is rounded once more: to a level.
+    np.testing.assert_allclose(contract.apply(decoded), contract.apply(given), atol=1.01 / 255)
+
+
+def test_a_decoded_picture_is_upright() -> None:
+    given = picture(4, 6)
+    exif = given.getexif()
+    exif[0x0112] = 6
+    content = io.BytesIO()
+    given.save(content, "PNG", exif=exif)
+    with Image.open(content) as stored:
+        assert Preprocess(size=(4, 4)).decode(stored).size == (4, 6)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from calibration.checks import check_dataset
-from calibration.dataset import Dataset
+from calibration.dataset import Dataset, IndexedDataset
 from calibration.preprocess import Preprocess
 from calibration.sources import open_dataset
 from exporter.artifacts import TensorSpec
@@ -180,6 +180,17 @@ def test_images_are_sorted_and_preprocessed(tmp_path: Path) -> None:
     with Image.open(folder / "cat" / "001.png") as image:
         np.testing.assert_array_equal(samples[0]["image"], PREPROCESS.apply(image))
     check_dataset(dataset, [IMAGE])
+
+
+def test_images_give_the_pictures_that_samples_are_made_of(tmp_path: Path) -> None:
+    image_folder(tmp_path)
+    dataset = opened(tmp_path, preprocess=PREPROCESS, source="images", path="photos", samples=4)
+    assert isinstance(dataset, IndexedDataset)
+    assert dataset.has_pictures
+    for number, sample in enumerate(dataset):
+        picture = dataset.picture(number)
+        assert picture.mode == "RGB"
+        np.testing.assert_array_equal(PREPROCESS.apply(picture), sample["image"])
 
 
 def test_one_corrupt_image_among_200_is_named(tmp_path: Path) -> None:

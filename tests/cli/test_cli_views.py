@@ -167,6 +167,7 @@ OUTCOME = {
     "target": "android",
     "model": "tiny 1.0.0",
     "files_hashed": 12,
+    "preprocessing": {"samples": 4, "passed": True, "cause": None, "says": "4 pictures were prepared"},
     "artifacts": [
         {
             "file": "tiny-float32.onnx",
@@ -199,10 +200,11 @@ def test_a_replay_shows_each_artifact_and_what_could_not_be_run(
     result = call("validate", "android")
     lines = result.stdout.splitlines()
     assert lines[0] == "tiny 1.0.0 for android  12 files are the bytes that were built"
-    assert lines[4].split() == [
+    assert lines[1] == "4 pictures were prepared"
+    assert lines[5].split() == [
         "onnx:float32", "onnxruntime-cpu", "1.32.0", "as", "recorded", "1.2e-07", "0.0001", "120.0",
     ]  # fmt: skip
-    assert lines[5].split() == ["mlpackage:float16", "–", "not", "run", "–", "–", "–"]
+    assert lines[6].split() == ["mlpackage:float16", "–", "not", "run", "–", "–", "–"]
     assert lines[-1] == "-  tiny-float16.mlpackage: hashed only"
     assert json.loads(call("validate", "android", "--json").stdout) == OUTCOME
 

@@ -13,11 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from conftest import ROOT, Built, build, edge_export
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from calibration.preprocess import Preprocess
 from exporter.errors import IntegrityError
 from exporter.manifest import check_manifest
 from exporter.replay import replay_bundle
@@ -126,6 +132,52 @@ def test_validate_passes_for_every_bundle(built: Built, tmp_path: Path) -> None:
             assert item["passed"] is (None if item["artifact"].startswith("mlpackage") else True)
 
 
+def carried_by(path: Path) -> dict[str, str]:
+    """Return the texts that a file carries, as readers find them that are not ours."""
+    if path.suffix == ".onnx":
+        return {item.key: item.value for item in onnx.load(path).metadata_props}
+    if path.suffix == ".ort":
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return dict(session.get_modelmeta().custom_metadata_map)
+    if path.suffix == ".mlpackage":
+        from coremltools.proto import Model_pb2
+
+        (file,) = path.rglob("*.mlmodel")
+        return dict(Model_pb2.Model.FromString(file.read_bytes()).description.metadata.userDefined)
+    model = schema.Model.GetRootAs(path.read_bytes(), 0)
+    entries = [model.Metadata(number) for number in range(model.MetadataLength())]
+    return {
+        entry.Name().decode(): bytes(model.Buffers(entry.Buffer()).DataAsNumpy()).decode(errors="replace")
+        for entry in entries
+    }
+
+
+def test_every_file_carries_the_contract_of_its_bundle(cnn: Built) -> None:
+    told = set()
+    for target in cnn.targets:
+        document = json.loads((cnn.path / target / "preprocess.json").read_text())
+        assert (document["contract"]["kind"], len(document["labels"])) == ("image", 10)
+        for path in sorted((cnn.path / target / "models").glob("*.*")):
+            if path.suffix != ".config":
+                carried = carried_by(path)
+                assert json.loads(carried["edge.contract"]) == document, path.name
+                assert carried["edge.model"] == "digits-cnn 1.0.0"
+                told.add(path.suffix)
+    assert told == {".onnx", ".ort", ".tflite", ".mlpackage"}
+
+
+def test_golden_tensors_are_what_the_contract_makes_of_their_pictures(cnn: Built) -> None:
+    for target in cnn.targets:
+        folder = cnn.path / target
+        contract = Preprocess.from_dict(json.loads((folder / "preprocess.json").read_text())["contract"])
+        golden = json.loads((folder / "golden" / "golden.json").read_text())
+        assert golden["reveals"] == ["range", "scaled-twice"]
+        for sample in golden["samples"]:
+            with Image.open(folder / "golden" / sample["raw"]["image"]) as picture:
+                made = contract.apply(picture)
+            assert (made == np.load(folder / "golden" / sample["inputs"]["image"])).all()
+
+
 @pytest.fixture(scope="module")
 def victims(cnn: Built) -> list[Path]:
     """Return every file of every bundle of the convolutional demo."""
@@ -232,9 +284,11 @@ def test_docs_describe_every_key_of_a_replay(cnn: Built) -> None:
 def test_a_second_build_elsewhere_gives_the_same_bytes(cnn: Built, tmp_path: Path) -> None:
     """Another folder, time zone, locale, hash seed, user and umask: every file of every bundle, `.ort` included."""
     other = {"TZ": "Pacific/Chatham", "LC_ALL": "C", "PYTHONHASHSEED": "4242", "USER": "somebody"}
+    elsewhere = tmp_path / "another folder"
+    elsewhere.mkdir()
     before = os.umask(0o077)
     try:
-        again = build(["demo"], tmp_path / "another folder", **other)
+        again = build(["demo"], elsewhere, **other)
     finally:
         os.umask(before)
     for target in cnn.targets:

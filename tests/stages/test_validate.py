@@ -13,8 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from exporter.artifacts import Artifact, ArtifactSpec, Coverage, TensorSpec
 from exporter.errors import CalibrationError, GateError, InputError
 from exporter.files import digest
+from exporter.golden import GoldenInputs
 from exporter.metrics import top1
 from exporter.reference import Reference
+from exporter.runtimes import worker
+from exporter.runtimes.worker import read_samples
 from exporter.stages.validate import edge_cases, make_reference, validate
 
 SPECS = (TensorSpec("x", "float32", ("batch", 4)),)
@@ -39,14 +42,25 @@ def _samples(count: int = 6) -> list[dict[str, np.ndarray]]:
 
 
 def _reference(
-    folder: Path, *, middle: str = "Identity", samples: Sequence[dict[str, np.ndarray]] | None = None
+    folder: Path,
+    *,
+    middle: str = "Identity",
+    samples: Sequence[dict[str, np.ndarray]] | None = None,
+    golden: Sequence[dict[str, np.ndarray]] = (),
 ) -> Reference:
     shown = _samples() if samples is None else samples
     model = _model(folder / "float.onnx", middle=middle)
     labels = np.array([int((sample["x"] @ (np.eye(4, 3) + 0.1)).argmax()) for sample in shown])
     edges = edge_cases(SPECS, {"batch": 1}, shown)
     return make_reference(
-        model, shown, edges, metric_name="top1", metric=top1, labels=labels, workdir=folder / "reference"
+        model,
+        shown,
+        edges,
+        metric_name="top1",
+        metric=top1,
+        labels=labels,
+        workdir=folder / "reference",
+        golden=GoldenInputs(tuple(golden)),
     )
 
 
@@ -98,6 +112,50 @@ def test_an_answer_that_is_not_finite_where_the_model_is_fails_its_edge(tmp_path
     zeros = next(case for case in evidence.edge_cases if case.name == "zeros")
     assert not zeros.passed
     assert "NaN or infinity" in zeros.detail
+
+
+def _golden_answers(reference: Reference, artifact: Artifact) -> np.ndarray:
+    return np.concatenate([a["out"] for a in read_samples(reference.golden_answers / artifact.path.name)])
+
+
+def test_golden_samples_are_answered_in_the_child_that_answers_the_edges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    golden = [{"x": np.array([[1, 2, 3, number]], np.float32)} for number in range(3)]
+    reference = _reference(tmp_path, golden=golden)
+    matrix = np.eye(4, 3, dtype=np.float32) + np.float32(0.1)
+    wanted = np.concatenate([sample["x"] @ matrix for sample in golden])
+    np.testing.assert_allclose(
+        np.concatenate([a["out"] for a in reference.golden_wanted()]), wanted, rtol=1e-6
+    )
+    started: list[Path] = []
+    original = worker.run_artifact
+
+    def counted(path: Path, *arguments: object, **more: object) -> object:
+        started.append(path)
+        return original(path, *arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("exporter.stages.validate.run_artifact", counted)
+    artifact = _artifact(_model(tmp_path / "off.onnx", scale=1.1))
+    evidence = validate(artifact, reference, workdir=tmp_path / "v")
+    assert len(started) == 2, "one child for the evaluation, one for all the rest"
+    assert [case.name for case in evidence.edge_cases][-1] == "batch of 3"
+    np.testing.assert_allclose(_golden_answers(reference, artifact), 1.1 * wanted, rtol=1e-6)
+
+
+def test_an_edge_that_fails_leaves_the_golden_samples_answered(tmp_path: Path) -> None:
+    golden = [{"x": np.array([[1, 2, 3, number]], np.float32)} for number in range(2)]
+    reference = _reference(tmp_path, golden=golden)
+    artifact = _artifact(_model(tmp_path / "one.onnx", batch=1))
+    evidence = validate(artifact, reference, workdir=tmp_path / "v")
+    assert [case.passed for case in evidence.edge_cases] == [True, True, True, False]
+    assert _golden_answers(reference, artifact).shape == (2, 3)
+
+
+def test_a_float_model_that_answers_nan_to_a_picture_names_it(tmp_path: Path) -> None:
+    golden = [{"x": np.array([[1, 2, 3, number]], np.float32)} for number in (0, -1)]
+    with pytest.raises(GateError, match="golden picture 1 with NaN in out"):
+        _reference(tmp_path, middle="Sqrt", golden=golden)
 
 
 def test_a_float_model_that_answers_nan_names_the_sample(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ import onnxruntime
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
+from calibration.preprocess import Preprocess
 from exporter.artifacts import Artifact, ArtifactSpec, Coverage, Evidence, TensorSpec
 from exporter.files import digest
 from targets.base import BundleRequest, Delivery, ModelCard
@@ -159,19 +161,22 @@ def write_tflite(path: Path) -> None:
 
 
 def write_golden(folder: Path, onnx_file: Path, tflite_file: Path) -> None:
-    """Write two golden samples in the format of a build."""
+    """Write two golden samples in the format of a build: each begins with a picture."""
     session = onnxruntime.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
     random = np.random.default_rng(7)
     samples = []
     for number in range(2):
         (folder / str(number)).mkdir(parents=True)
-        image = random.normal(size=(1, 1, 2, 2)).astype(np.float32)
+        picture = Image.fromarray(random.integers(0, 256, (5, 6), np.uint8))
+        picture.save(folder / f"{number}/raw.image.png")
+        image = Preprocess.from_dict(PICTURE_CONTRACT).apply(picture)
         (logits,) = session.run(None, {"image": image})
         np.save(folder / f"{number}/input.image.npy", image)
         np.save(folder / f"{number}/reference.logits.npy", logits)
         np.save(folder / f"{number}/{onnx_file.stem}.logits.npy", logits)
         samples.append(
             {
+                "raw": {"image": f"{number}/raw.image.png"},
                 "inputs": {"image": f"{number}/input.image.npy"},
                 "reference": {"logits": f"{number}/reference.logits.npy"},
                 "outputs": {onnx_file.name: {"logits": f"{number}/{onnx_file.stem}.logits.npy"}},

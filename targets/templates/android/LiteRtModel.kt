@@ -1,5 +1,6 @@
 // %%{title}: artifact %%{artifact}.
-// Copy this file into your app and %%{file_comment} into its assets.
+// Copy this file into your app if you like its types; the classes that it calls come with the dependency
+// %%{coordinates}.
 package %%{package}
 
 import java.nio.ByteBuffer
@@ -9,54 +10,41 @@ import org.tensorflow.lite.Interpreter
 /**
  * Runs one file with LiteRT. One object serves one thread at a time; close it when done.
  *
- * `model` is a direct or mapped buffer of the file: open the asset with `assets.openFd(%%{type}.FILE)` and map it.
+ * `model` is a direct buffer in native byte order, or a mapped one, of the asset, which must hold the bytes that were validated:
+ * `context.assets.openFd(%%{type}.ASSET)` mapped by its channel, or the second constructor.
  * %%{provider_doc}
  */
-class %%{type}(model: ByteBuffer, settings: Interpreter.Options = Interpreter.Options()) : AutoCloseable {
+class %%{type}(model: ByteBuffer, settings: Interpreter.Options) : AutoCloseable {
     /** The answer to one inference. Tensors are row-major; float16 and one-byte types are raw bytes. */
     class Outputs(
 %%{output_fields}
     )
 
-    private val interpreter: Interpreter = Interpreter(model, settings)
+    private val session: LiteRtModel = LiteRtModel(model, settings)
+
+    /** Runs on the CPU; `model` holds the bytes of the asset: `context.assets.open(ASSET).use { it.readBytes() }`. */
+    constructor(model: ByteArray, threads: Int = 4) : this(
+        ByteBuffer.allocateDirect(model.size).order(ByteOrder.nativeOrder()).apply {
+            put(model)
+            rewind()
+        },
+        Interpreter.Options().setNumThreads(threads)
+    )
 
     /** Runs the model once. %%{run_doc} */
     fun run(%%{parameters}): Outputs {
-        val feeds: Map<String, Any> = mapOf(
-%%{feeds}
-        )
-        val buffers: Map<String, ByteBuffer> = mapOf(
-%%{buffers}
-        )
-        interpreter.runSignature(feeds, buffers)
+        val results = session.run(mapOf(%%{feeds}))
         return Outputs(
 %%{results}
         )
     }
-
+%%{pictures}
     override fun close() {
-        interpreter.close()
+        session.close()
     }
 
     companion object {
-        /** The model's file name. */
-        const val FILE: String = %%{file}
-
-        private fun direct(size: Int): ByteBuffer = ByteBuffer.allocateDirect(size).order(ByteOrder.nativeOrder())
-
-        /** Returns a direct buffer of `size` bytes that `fill` has written; fails if it does not fill it. */
-        private fun filled(name: String, size: Int, given: Int, fill: (ByteBuffer) -> Unit): ByteBuffer {
-            require(size == given) { "input $name takes $size bytes, not $given" }
-            return direct(size).also { buffer ->
-                fill(buffer)
-                buffer.rewind()
-            }
-        }
-
-        private fun answer(buffers: Map<String, ByteBuffer>, name: String): ByteBuffer {
-            val buffer = buffers.getValue(name)
-            buffer.rewind()
-            return buffer
-        }
+        /** The model's path among the app's assets. */
+        const val ASSET: String = %%{asset}
     }
 }

@@ -1,26 +1,69 @@
 // %%{title}: artifact %%{artifact}.
-// Add this file and %%{file_comment} to the app target: Xcode compiles the package into the bundle.
+// Carried by the package product of the same name; to copy it instead, add this file, the shared %%{prefix}*.swift
+// files and %%{file_comment} to the app target.
 
+import Foundation
+%%{imports}
+#if canImport(CoreML)
 import CoreML
 
-/// Runs one Core ML package. Tensors are row-major.
+/// Runs one Core ML package. Tensors are row-major. Use one object for many inferences; it may be used from any thread.
 public final class %%{type} {
     /// The package's name without its extension.
     public static let resource = %%{resource}
 
+    /// The digest of the package that was validated, which also names its compiled form in the cache.
+    public static let sha256 = "%%{sha256}"
+
     /// The answer to one inference.
-    public struct Outputs {
+    public struct Outputs: Sendable {
 %%{output_fields}
     }
 
     private let model: MLModel
 
-    /// Loads the compiled package at `url`: `Bundle.main.url(forResource: resource, withExtension: "mlmodelc")`,
-    /// or what `MLModel.compileModel(at:)` made of the `.mlpackage` on the device.
+    /// Loads the package that came with this code, which the first call on a device compiles: keep it off the main thread.
+    public convenience init(computeUnits: MLComputeUnits = .all) throws {
+        try self.init(contentsOf: try Self.compiled(), computeUnits: computeUnits)
+    }
+
+    /// Loads the compiled model (`.mlmodelc`) at `url`.
     public init(contentsOf url: URL, computeUnits: MLComputeUnits = .all) throws {
         let configuration = MLModelConfiguration()
         configuration.computeUnits = computeUnits
         model = try MLModel(contentsOf: url, configuration: configuration)
+    }
+
+    /// Returns the compiled model: what Xcode compiled into the app, or what was compiled on this device before, or now.
+    ///
+    /// It is kept in the caches folder under the package's digest, so that a new version is compiled anew.
+    public static func compiled() throws -> URL {
+        if let ready = bundle.url(forResource: resource, withExtension: "mlmodelc") { return ready }
+        guard let package = bundle.url(forResource: resource, withExtension: "mlpackage") else {
+            throw %%{prefix}Error.missingFile("\(resource).mlpackage")
+        }
+        let files = FileManager.default
+        let folder = try files.url(for: .cachesDirectory, in: .userDomainMask, appropriateFor: nil, create: true)
+            .appendingPathComponent("edge-models", isDirectory: true)
+        let kept = folder.appendingPathComponent("\(sha256).mlmodelc", isDirectory: true)
+        if files.fileExists(atPath: kept.path) { return kept }
+        let fresh = try MLModel.compileModel(at: package)
+        try files.createDirectory(at: folder, withIntermediateDirectories: true)
+        do {
+            try files.moveItem(at: fresh, to: kept)
+        } catch where files.fileExists(atPath: kept.path) {
+            // Another thread was first.
+            try? files.removeItem(at: fresh)
+        }
+        return kept
+    }
+
+    private static var bundle: Bundle {
+        #if SWIFT_PACKAGE
+        return Bundle.module
+        #else
+        return Bundle(for: %%{type}.self)
+        #endif
     }
 
     /// Runs the model once. %%{run_doc}
@@ -33,13 +76,13 @@ public final class %%{type} {
 %%{results}
         )
     }
-
+%%{classify}
     private static func tensor<Element>(
-        _ values: [Element], _ shape: [NSNumber], _ type: MLMultiArrayDataType
+        _ name: String, _ values: [Element], _ shape: [NSNumber], _ type: MLMultiArrayDataType
     ) throws -> MLMultiArray {
         let array = try MLMultiArray(shape: shape, dataType: type)
         guard array.count == values.count else {
-            throw ShapeError(expected: array.count, given: values.count)
+            throw %%{prefix}Error.wrongSize(input: name, expected: array.count, given: values.count)
         }
         values.withUnsafeBytes { array.dataPointer.copyMemory(from: $0.baseAddress!, byteCount: $0.count) }
         return array
@@ -48,19 +91,9 @@ public final class %%{type} {
     /// Copies an output element by element: Core ML may pad its rows, and may answer in float16.
     private static func numbers(_ results: MLFeatureProvider, _ name: String) throws -> [NSNumber] {
         guard let array = results.featureValue(for: name)?.multiArrayValue else {
-            throw MissingOutputError(name: name)
+            throw %%{prefix}Error.missingOutput(name)
         }
         return (0..<array.count).map { array[$0] }
     }
-
-    /// An input holds another number of values than its shape.
-    public struct ShapeError: Error {
-        public let expected: Int
-        public let given: Int
-    }
-
-    /// The package has no output of that name.
-    public struct MissingOutputError: Error {
-        public let name: String
-    }
 }
+#endif

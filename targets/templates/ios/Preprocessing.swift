@@ -1,5 +1,9 @@
 // %%{title}: from picture to tensor, the contract of preprocess.json.
 
+#if canImport(CoreGraphics)
+import CoreGraphics
+#endif
+
 /// Turns a picture into the tensor that the model was calibrated on.
 ///
 /// Resampling follows Pillow's (area-aware, 22-bit fixed point, horizontal then vertical), because a platform's
@@ -185,3 +189,44 @@ public enum %%{type} {
         return 0.0
     }
 }
+
+#if canImport(CoreGraphics)
+extension %%{type} {
+    /// Returns the tensor for one upright picture: a `CGImage` does not know its orientation.
+    ///
+    /// Colours are brought to sRGB, which is what models are trained on; a grey picture keeps its levels, which a change
+    /// of gamma would move. What is transparent shows black.
+    public static func tensor(_ image: CGImage) throws -> [%%{element}] {
+        var rgba = [UInt8](repeating: 255, count: 4 * image.width * image.height)
+        if let space = image.colorSpace, space.model == .monochrome {
+            let levels = try bytes(of: image, channels: 1, space: space, alpha: .none)
+            for (index, level) in levels.enumerated() {
+                for channel in 0..<3 { rgba[4 * index + channel] = level }
+            }
+        } else {
+            let space = CGColorSpace(name: CGColorSpace.sRGB) ?? CGColorSpaceCreateDeviceRGB()
+            let drawn = try bytes(of: image, channels: 4, space: space, alpha: .noneSkipLast)
+            for index in drawn.indices where index % 4 != 3 { rgba[index] = drawn[index] }
+        }
+        return tensor(rgba: rgba, width: image.width, height: image.height)
+    }
+
+    private static func bytes(
+        of image: CGImage, channels: Int, space: CGColorSpace, alpha: CGImageAlphaInfo
+    ) throws -> [UInt8] {
+        var bytes = [UInt8](repeating: 0, count: channels * image.width * image.height)
+        try bytes.withUnsafeMutableBytes { buffer in
+            guard
+                let context = CGContext(
+                    data: buffer.baseAddress, width: image.width, height: image.height, bitsPerComponent: 8,
+                    bytesPerRow: channels * image.width, space: space, bitmapInfo: alpha.rawValue)
+            else {
+                throw %%{prefix}Error.unreadablePicture("\(image.width) x \(image.height) pixels cannot be drawn")
+            }
+            context.interpolationQuality = .none
+            context.draw(image, in: CGRect(x: 0, y: 0, width: image.width, height: image.height))
+        }
+        return bytes
+    }
+}
+#endif

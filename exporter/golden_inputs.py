@@ -181,7 +181,7 @@ def _most_telling(candidates: Iterator[_Candidate], contract: Preprocess) -> lis
 
 def _possible_codes(contract: Preprocess) -> tuple[str, ...]:
     """Return the mistakes that would show on a picture of all colours."""
-    noise = np.random.default_rng(0).integers(0, 256, (*contract.size, 3), np.uint8)
     from PIL import Image
 
+    noise = np.random.default_rng(0).integers(0, 256, (*contract.size, 3), np.uint8)
     return revealed_codes(contract.apply(Image.fromarray(noise)), contract.to_dict())

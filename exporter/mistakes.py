@@ -8,7 +8,7 @@ The same rules, in the same words, travel in every bundle's `run.py` and in the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,14 +64,12 @@ def name_mistake(expected: NDArray[Any], got: NDArray[Any], contract: Mapping[st
     if broken:
         return "not-finite", f"{broken} of its {got.size} values are not finite numbers"
     values = _held(values, contract)
-    right, *mistakes = _candidates(expected, contract)
-    if right.agrees(values):
+    candidates = _candidates(expected, contract)
+    right, found = candidates[0], _first_that_agrees(candidates, values)
+    if found is right:
         return "ok", "the tensor agrees with the golden one"
-    for mistake in mistakes:
-        # Under some contracts a mistake changes nothing, and on some pictures it does not show.
-        shows = (np.abs(mistake.values - right.values) > _SAME_LEVELS * right.unit).any()
-        if shows and mistake.agrees(values):
-            return "+".join(mistake.codes), "; and ".join(mistake.sentences)
+    if found is not None:
+        return "+".join(found.codes), "; and ".join(found.sentences)
     levels = np.abs(right.values - values) / right.unit
     return "resize", (
         f"the picture differs by {levels.max():.1f} grey levels at most, {levels.mean():.1f} on average: "
@@ -84,14 +82,27 @@ def revealed_codes(expected: NDArray[Any], contract: Mapping[str, Any]) -> tuple
 
     A grey picture looks the same with its colours swapped, and a mistake that changes nothing cannot be seen.
     """
-    singles = [mistake for mistake in _candidates(expected, contract) if len(mistake.codes) == 1]
-    # As an app's tensor would hold it: float16 has no room for a mistake that makes all values nearly alike.
-    made = [mistake.values.astype(contract["dtype"]) for mistake in singles]
-    return tuple(
-        mistake.codes[0]
-        for mistake, got in zip(singles, made, strict=True)
-        if name_mistake(expected, got, contract)[0] == mistake.codes[0]
-    )
+    candidates = _candidates(expected, contract)
+    revealed = []
+    for mistake in candidates:
+        # As an app's tensor would hold it: float16 has no room for a mistake that makes all values nearly alike.
+        with np.errstate(over="ignore"):
+            got = mistake.values.astype(contract["dtype"]).astype(np.float64)
+        if len(mistake.codes) == 1 and _first_that_agrees(candidates, got) is mistake:
+            revealed.append(mistake.codes[0])
+    return tuple(revealed)
+
+
+def _first_that_agrees(candidates: Sequence[_Candidate], values: Floats) -> _Candidate | None:
+    right = candidates[0]
+    if right.agrees(values):
+        return right
+    for mistake in candidates[1:]:
+        # Under some contracts a mistake changes nothing, and on some pictures it does not show.
+        shows = (np.abs(mistake.values - right.values) > _SAME_LEVELS * right.unit).any()
+        if shows and mistake.agrees(values):
+            return mistake
+    return None
 
 
 def _candidates(expected: NDArray[Any], contract: Mapping[str, Any]) -> list[_Candidate]:

@@ -246,9 +246,7 @@ def _model_test(request: BundleRequest, delivery: Delivery) -> str:
     for axis, name in called.axes.items():
         owner = next(spec for spec in artifact.inputs if axis in spec.shape)
         place = owner.shape.index(axis)
-        arguments.append(
-            f"{name}: try sample.input({naming.swift_string(owner.name)}).shape[{place}]"
-        )
+        arguments.append(f"{name}: try sample.input({naming.swift_string(owner.name)}).shape[{place}]")
     answers = [
         f"                    {naming.swift_string(spec.name)}: answers.{name}.map {{ Double($0) }}"
         for name, spec in zip(called.outputs, artifact.outputs, strict=True)
@@ -258,7 +256,7 @@ def _model_test(request: BundleRequest, delivery: Delivery) -> str:
         {
             "type": type_of(request.card.name, artifact.spec),
             "file": naming.swift_string(artifact.path.name),
-            "arguments": f"\n                {(','+chr(10)+' '*16).join(arguments)}",
+            "arguments": f"\n                {(',' + chr(10) + ' ' * 16).join(arguments)}",
             "answers": ",\n".join(answers),
         },
     )

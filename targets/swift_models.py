@@ -67,7 +67,7 @@ class Signature:
 
 
 def type_of(name: str, spec: ArtifactSpec) -> str:
-    """Return the Swift class of one artifact of model `name`, for example `DigitsFloat16CoreML`; its module is called so too."""
+    """Return the Swift class of one artifact of model `name`, and its module, for example `DigitsFloat16CoreML`."""
     return naming.type_name(name, spec.stem_suffix, RUNTIME_WORDS[spec.format])
 
 

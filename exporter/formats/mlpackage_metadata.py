@@ -65,7 +65,9 @@ def _describe(description: Any, contract: Contract) -> None:
         )
     for feature in description.output:
         if contract.labels and list(feature.type.multiArrayType.shape)[-1:] == [len(contract.labels)]:
-            feature.shortDescription = f"one score for each of {len(contract.labels)} classes: {_some(contract.labels)}"
+            feature.shortDescription = (
+                f"one score for each of {len(contract.labels)} classes: {_some(contract.labels)}"
+            )
 
 
 def _is_picture(feature: Any, contract: Contract) -> bool:

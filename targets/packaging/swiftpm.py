@@ -138,7 +138,10 @@ def _package_files(plan: _Plan, minimum: str) -> dict[str, bytes]:
         path: f"{contract}/{Path(path).name}" for path in swift.contract_files(bundle.name, bundle.contract)
     }
     golden_file, tests_file = swift.golden_file(bundle.name), swift.tests_file(bundle.name, plan.family)
-    places |= {golden_file: f"{golden}/{Path(golden_file).name}", tests_file: f"{tests}/{Path(tests_file).name}"}
+    places |= {
+        golden_file: f"{golden}/{Path(golden_file).name}",
+        tests_file: f"{tests}/{Path(tests_file).name}",
+    }
     places |= _tree(bundle, "golden", f"{golden}/golden")
     for member in plan.members:
         source = swift.model_file(bundle.name, member.spec)
@@ -178,9 +181,7 @@ def _manifest(plan: _Plan, minimum: str) -> str:
     targets = [
         _target("target", contract),
         *(
-            _target(
-                "target", member.module, (_quoted(contract), *runtime), f"Resources/{member.model.file}"
-            )
+            _target("target", member.module, (_quoted(contract), *runtime), f"Resources/{member.model.file}")
             for member in plan.members
         ),
         _target("target", golden, (), "golden"),
@@ -188,7 +189,9 @@ def _manifest(plan: _Plan, minimum: str) -> str:
             "testTarget", swift.tests_module(name, family), tuple(map(_quoted, (contract, golden, *modules)))
         ),
     ]
-    products = [f"{_INDENT}.library(name: {_quoted(each)}, targets: [{_quoted(each)}])" for each in (*modules, golden)]
+    products = [
+        f"{_INDENT}.library(name: {_quoted(each)}, targets: [{_quoted(each)}])" for each in (*modules, golden)
+    ]
     return render(
         "ios/Package.swift",
         {

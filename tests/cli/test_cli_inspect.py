@@ -137,7 +137,12 @@ def test_external_data_is_not_followed_out_of_the_folder(
     ("name", "content", "status", "says"),
     [
         ("model.pt2", b"PK\x03\x04rest", 12, "is an exported program, which says nothing of itself"),
-        ("model.bin", b"GGUFrest", 12, "looks like a GGUF file; fix: give an .onnx, .ort or .tflite file, a recipe"),
+        (
+            "model.bin",
+            b"GGUFrest",
+            12,
+            "looks like a GGUF file; fix: give an .onnx, .ort or .tflite file, a recipe",
+        ),
         ("model.onnx", b"", 10, "is empty (0 bytes)"),
     ],
 )

@@ -17,7 +17,9 @@ from exporter.errors import IntegrityError
 from exporter.formats import mlpackage
 from exporter.formats.mlpackage_metadata import read_metadata, write_metadata
 
-CONTRACT = Preprocess(size=(16, 16), color="BGR", fit="crop", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)).to_dict()
+CONTRACT = Preprocess(
+    size=(16, 16), color="BGR", fit="crop", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)
+).to_dict()
 LABELS = ("cat", 'a "quoted" dog', "na\u00efve \u9ce5", "4", "5")
 METADATA = file_metadata("tiny", "1.0.0-rc.1", CONTRACT, LABELS)
 
@@ -46,7 +48,11 @@ def test_the_package_carries_the_contract_and_describes_its_tensors(
     findings = mlpackage.inspect_structure(package, program.path, log=tmp_path / "log")
 
     assert findings["contract"] == contract_document(CONTRACT, LABELS)
-    assert (findings["model"], findings["version"], findings["license"]) == ("tiny 1.0.0-rc.1", "1.0.0-rc.1", "MIT")
+    assert (findings["model"], findings["version"], findings["license"]) == (
+        "tiny 1.0.0-rc.1",
+        "1.0.0-rc.1",
+        "MIT",
+    )
     assert findings["descriptions"] == {
         "image": "BGR picture, 16 wide and 16 high (crop, bilinear), as float32 NCHW: "
         "(pixel 0..255 * 0.00392157 - [0.4, 0.5, 0.6]) / [0.2, 0.3, 0.25]",

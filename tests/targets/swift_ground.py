@@ -19,7 +19,9 @@ NO_SWIFT = "no Swift compiler; fix: scripts/swift_toolchain --install (2.5 GB in
 @functools.cache
 def swift() -> Path | None:
     """Return the `swift` that `scripts/swift_toolchain` finds, or `None`."""
-    found = subprocess.run([ROOT / "scripts" / "swift_toolchain"], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        [ROOT / "scripts" / "swift_toolchain"], capture_output=True, text=True, check=False
+    )
     return Path(found.stdout.strip()) if found.returncode == 0 else None
 
 

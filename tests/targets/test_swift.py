@@ -35,9 +35,7 @@ def request_for(
     deliveries = []
     for text, *sides in artifacts:
         spec = ArtifactSpec.parse(text)
-        inputs, outputs = (
-            tuple(TensorSpec(*tensor) for tensor in side) for side in (sides[0], sides[-1])
-        )
+        inputs, outputs = (tuple(TensorSpec(*tensor) for tensor in side) for side in (sides[0], sides[-1]))
         path = Path("models") / spec.file_name(name)
         artifact = Artifact(spec, path, 1, "0" * 64, inputs, outputs, Coverage(()))
         deliveries.append(Delivery(artifact, Evidence(spec), CAPABILITIES_18.runtimes_for(spec)))
@@ -244,7 +242,11 @@ def _wrong_tensors(contract: Preprocess, seed: int) -> list[tuple[np.ndarray, np
         others += [dataclasses.replace(contract, resize="nearest"), dataclasses.replace(contract, fit="crop")]
         made = [other.apply(picture) for other in others]
         step = 2 * contract.scale / max(contract.std)
-        made += [golden[..., :-1], (golden + step).astype(golden.dtype), (golden + 2 * step).astype(golden.dtype)]
+        made += [
+            golden[..., :-1],
+            (golden + step).astype(golden.dtype),
+            (golden + 2 * step).astype(golden.dtype),
+        ]
         if golden.dtype == np.float32:
             made += [np.where(np.arange(golden.size).reshape(golden.shape) % 5, golden, np.float32("nan"))]
         pairs += [(golden, np.ascontiguousarray(tensor)) for tensor in made]
@@ -264,7 +266,9 @@ def test_prepares_pictures_and_names_mistakes_exactly_as_the_tool_does(tmp_path:
             if "golden" not in path and "Contract" not in path:
                 (folder / Path(path).name).write_text(text, encoding="utf-8")
         element = {"float32": "Float", "uint8": "UInt8", "int8": "Int8"}[contract.dtype]
-        call = f'write({title}Preprocessing.tensor(rgba: rgba, width: {WIDTH}, height: {HEIGHT}), "{name}.bin")'
+        call = (
+            f'write({title}Preprocessing.tensor(rgba: rgba, width: {WIDTH}, height: {HEIGHT}), "{name}.bin")'
+        )
         cases[name] = _wrong_tensors(contract, number)
         for case, (golden, got) in enumerate(cases[name]):
             (folder / f"{name}-{case}-golden.bin").write_bytes(golden.tobytes())
@@ -276,7 +280,8 @@ def test_prepares_pictures_and_names_mistakes_exactly_as_the_tool_does(tmp_path:
             f"    let finding = {title}Mistakes.name(expected: golden, got: got)\n"
             f'    said.append(["{name}", finding.code, finding.sentence])\n}}'
         )
-    program = [_READ, "var said = [[String]]()", *calls, "print(String(data: try! JSONEncoder().encode(said), encoding: .utf8)!)"]
+    answer = "print(String(data: try! JSONEncoder().encode(said), encoding: .utf8)!)"
+    program = [_READ, "var said = [[String]]()", *calls, answer]
     (folder / "main.swift").write_text("\n".join(program), encoding="utf-8")
     pixels = np.random.default_rng(11).integers(0, 256, (HEIGHT, WIDTH, 4)).astype(np.uint8)
     pixels[:, :16, 3] = 255
@@ -291,6 +296,8 @@ def test_prepares_pictures_and_names_mistakes_exactly_as_the_tool_does(tmp_path:
         np.testing.assert_array_equal(tensor, expected, err_msg=name)
         for golden, got in cases[name]:
             assert next(said) == [name, *name_mistake(golden, got, contract.to_dict())]
-    codes = {name_mistake(*pair, CONTRACTS[name].to_dict())[0] for name, pairs in cases.items() for pair in pairs}
+    codes = {
+        name_mistake(*pair, CONTRACTS[name].to_dict())[0] for name, pairs in cases.items() for pair in pairs
+    }
     assert {"ok", "size", "not-finite", "resize", "color", "layout", "range", "scaled-twice"} <= codes
     assert {"normalisation", "raw", "color+layout", "raw+color+layout"} <= codes

@@ -94,7 +94,8 @@ def test_what_is_packed_are_the_bundle_s_own_bytes(bundle: Path, tmp_path: Path)
 
 def test_the_manifest_names_what_was_packed(bundle: Path, tmp_path: Path) -> None:
     core_ml, onnx = (
-        unzipped(package, tmp_path)[f"{package.name}/Package.swift"].decode() for package in pack(bundle, tmp_path)
+        unzipped(package, tmp_path)[f"{package.name}/Package.swift"].decode()
+        for package in pack(bundle, tmp_path)
     )
 
     for text in (core_ml, onnx):
@@ -109,7 +110,9 @@ def test_the_manifest_names_what_was_packed(bundle: Path, tmp_path: Path) -> Non
         "golden",
     ]
     assert "onnxruntime" not in core_ml
-    needs = '"TinyNetOnnxContract", .product(name: "onnxruntime", package: "onnxruntime-swift-package-manager")'
+    needs = (
+        '"TinyNetOnnxContract", .product(name: "onnxruntime", package: "onnxruntime-swift-package-manager")'
+    )
     assert onnx.count(f"dependencies: [{needs}]") == 2
 
 
@@ -139,7 +142,10 @@ def test_the_readme_tells_files_apart_by_their_digests(bundle: Path, tmp_path: P
     for model in read_bundle(bundle).models[:2]:
         assert f"| `{model.file}` | coreml | 0.077 MB | `{model.sha256}` |" in text
     assert "let model = try TinyNetFloat16CoreML()\nlet scores = try model.classify(image)" in text
-    assert "# tiny-net 1.0.0 for onnxruntime" in unzipped(onnx, tmp_path)["tiny-net-onnxruntime/README.md"].decode()
+    assert (
+        "# tiny-net 1.0.0 for onnxruntime"
+        in unzipped(onnx, tmp_path)["tiny-net-onnxruntime/README.md"].decode()
+    )
 
 
 def test_the_checksum_is_the_zip_s_and_comes_last(bundle: Path, tmp_path: Path) -> None:
@@ -270,7 +276,9 @@ def test_any_model_s_name_makes_modules(name: str, tmp_path: Path) -> None:
 def test_labels_travel_in_the_contract(bundle: Path, tmp_path: Path) -> None:
     core_ml, _ = pack(bundle, tmp_path)
 
-    text = unzipped(core_ml, tmp_path)["tiny-net-coreml/Sources/TinyNetCoreMLContract/TinyNetContract.swift"].decode()
+    text = unzipped(core_ml, tmp_path)[
+        "tiny-net-coreml/Sources/TinyNetCoreMLContract/TinyNetContract.swift"
+    ].decode()
     assert re.findall(r"^        (\".*\"),?$", text, re.MULTILINE) == [
         '"cat"',
         r'"a \"quoted\" $dog"',
@@ -284,7 +292,9 @@ def test_a_bundle_of_an_older_tool_is_refused(bundle: Path, tmp_path: Path) -> N
     shutil.copytree(bundle, old)
     shutil.rmtree(old / "integration" / "swift" / "golden")
 
-    with pytest.raises(IntegrityError, match=r"has no integration/swift/golden/TinyNet\w*Golden\w*\.swift") as caught:
+    with pytest.raises(
+        IntegrityError, match=r"has no integration/swift/golden/TinyNet\w*Golden\w*\.swift"
+    ) as caught:
         pack(old, tmp_path / "registry")
     assert caught.value.fix == "build the bundle again with this version"
 
@@ -297,7 +307,9 @@ def test_options_that_the_target_never_had_are_refused(bundle: Path, tmp_path: P
         TARGET.pack(PackRequest(read, tmp_path))
 
 
-def test_a_version_that_no_tag_spells_is_refused_before_anything_is_written(bundle: Path, tmp_path: Path) -> None:
+def test_a_version_that_no_tag_spells_is_refused_before_anything_is_written(
+    bundle: Path, tmp_path: Path
+) -> None:
     read = dataclasses.replace(read_bundle(bundle), version="1.0.0-rc.lock")
 
     with pytest.raises(UnsupportedError, match="git allows no tag"):

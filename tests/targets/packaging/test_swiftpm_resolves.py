@@ -135,7 +135,10 @@ def test_swiftpm_reads_the_manifest_as_it_was_meant_and_agrees_on_the_checksum(
         "TinyNetStaticWi8Ai8Onnx",
         "TinyNetOnnxGolden",
     ]
-    assert {item["platformName"]: item["version"] for item in package["platforms"]} == {"ios": "17.0", "macos": "14.0"}
+    assert {item["platformName"]: item["version"] for item in package["platforms"]} == {
+        "ios": "17.0",
+        "macos": "14.0",
+    }
     needs = {
         target["name"]: [need["product"][0] for need in target["dependencies"] if "product" in need]
         for target in package["targets"]
@@ -179,7 +182,16 @@ def test_xctest_replays_the_golden_vectors(
     for name in links:
         for file in doubles.glob(f"*{name}.s*"):
             shutil.copy(file, visible)
-    flags = ["-Xswiftc", f"-I{visible}", "-Xlinker", f"-L{visible}", "-Xlinker", "-rpath", "-Xlinker", visible]
+    flags = [
+        "-Xswiftc",
+        f"-I{visible}",
+        "-Xlinker",
+        f"-L{visible}",
+        "-Xlinker",
+        "-rpath",
+        "-Xlinker",
+        visible,
+    ]
     flags += [flag for name in links for flag in ("-Xlinker", f"-l{name}")]
 
     said = run_swift(
@@ -191,9 +203,16 @@ def test_xctest_replays_the_golden_vectors(
 
     passed = set(re.findall(rf"Test Case '{prefix}GoldenTests\.(\w+)' passed", said))
     models = {"TinyNetFloat16CoreML", "TinyNetWeightOnlyWi8CoreML"}
-    more = {"testClassifiesPictures", "testTellsAnotherAnswerApart", "testGoldenPicturesBecomeTheGoldenTensors"}
+    more = {
+        "testClassifiesPictures",
+        "testTellsAnotherAnswerApart",
+        "testGoldenPicturesBecomeTheGoldenTensors",
+    }
     if not is_core_ml:
-        models, more = {"TinyNetFloat32FixedOnnx", "TinyNetStaticWi8Ai8Onnx"}, more | {"testRefusesOtherBytes"}
+        models, more = (
+            {"TinyNetFloat32FixedOnnx", "TinyNetStaticWi8Ai8Onnx"},
+            more | {"testRefusesOtherBytes"},
+        )
     assert passed == {f"test{model}" for model in models} | more
     assert "warning:" not in said
 
@@ -202,7 +221,9 @@ def _mirror_onnxruntime(folder: Path, scratch: Path) -> None:
     """Tell SwiftPM to take onnxruntime's package from a repository of the double: its own binary is for Apple's systems."""
     files = {
         "Package.swift": _ONNXRUNTIME_MANIFEST,
-        "Sources/OnnxRuntimeBindings/OnnxRuntimeBindings.swift": (DOUBLES / "OnnxRuntimeBindings.swift").read_bytes(),
+        "Sources/OnnxRuntimeBindings/OnnxRuntimeBindings.swift": (
+            DOUBLES / "OnnxRuntimeBindings.swift"
+        ).read_bytes(),
     }
     commit = commit_of(files, "a double")
     repository = scratch / f"{ONNXRUNTIME}.git"
@@ -211,7 +232,8 @@ def _mirror_onnxruntime(folder: Path, scratch: Path) -> None:
         (repository / path).write_bytes(content)
     original = f"https://github.com/microsoft/{ONNXRUNTIME}"
     run_swift(
-        *("package", "config", "set-mirror", "--original", original, "--mirror", repository.as_uri()), folder=folder
+        *("package", "config", "set-mirror", "--original", original, "--mirror", repository.as_uri()),
+        folder=folder,
     )
 
 

@@ -26,7 +26,9 @@ def main() -> None:
     }
     names = request["outputs"] or [output.name for output in session.get_outputs()]
     answers = dict(zip(names, session.run(names, feeds), strict=True))
-    json.dump({name: base64.b64encode(value.tobytes()).decode() for name, value in answers.items()}, sys.stdout)
+    json.dump(
+        {name: base64.b64encode(value.tobytes()).decode() for name, value in answers.items()}, sys.stdout
+    )
 
 
 if __name__ == "__main__":

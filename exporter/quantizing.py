@@ -75,6 +75,7 @@ def quantize_file(plan: Plan, request: Quantizing, *, progress: Progress, log: P
     Weights past protobuf's limit go to a file beside it. Raises any `EdgeError`.
     """
     from exporter.agreement import examined
+    from exporter.onnx_read import carried_metadata
     from exporter.onnx_write import save_onnx
     from exporter.runtimes.onnxruntime_cpu import OnnxModel
     from exporter.settling import settle_all
@@ -124,6 +125,7 @@ def quantize_file(plan: Plan, request: Quantizing, *, progress: Progress, log: P
                     destination=workdir,
                     workdir=workdir,
                     encodings=settled[spec.scheme].encodings,
+                    metadata=carried_metadata(request.model),
                 )
             )
         seconds["making"] = time.monotonic() - started

@@ -98,6 +98,8 @@ def _is_global_pool(node: ir.Node) -> bool:
 def _forget_origin(model: ir.Model) -> None:
     """Remove documentation and metadata everywhere: exporters write source paths and stack traces there."""
     passes.ClearMetadataAndDocStringPass()(model)
+    model.metadata_props.clear()  # which that pass leaves alone
+    model.doc_string = None
     constants = list(model.graph.initializers.values())
     for value in (*constants, *model.graph.outputs, *_all_values(model)):
         value.metadata_props.clear()

@@ -251,3 +251,18 @@ def test_usage_that_makes_no_sense(call: Call, tiny_onnx: Path, data: Path) -> N
         call("quantize", tiny_onnx, "--data", "data.csv", "-o", "out.onnx"), 2, "does not say how to read it"
     )
     refused(call("quantize", "missing.onnx", "--data", data, "-o", "out.onnx"), 10, "missing.onnx")
+
+
+def test_the_contract_that_a_file_carries_is_carried_on(call: Call, tiny_onnx: Path, data: Path) -> None:
+    model = onnx.load(tiny_onnx)
+    for key, value in {
+        "edge.contract": '{"contract": {"kind": "identity"}}',
+        "edge.model": "tiny 1.0.0",
+        "else": "no",
+    }.items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.save(model, tiny_onnx)
+    result = call("quantize", tiny_onnx, "--data", data, "-o", "out.onnx", "--json")
+    assert result.exit_code == 0, result.stderr
+    carried = {item.key: item.value for item in onnx.load("out.onnx").metadata_props}
+    assert carried == {"edge.contract": '{"contract": {"kind": "identity"}}', "edge.model": "tiny 1.0.0"}

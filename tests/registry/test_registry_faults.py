@@ -342,7 +342,7 @@ def test_a_disk_that_is_full_at_any_write_while_publishing_is_told_and_repaired(
     assert in_order(registry) > 0
 
 
-@pytest.mark.parametrize("after", [0, 4, 8, 20])
+@pytest.mark.parametrize("after", [0, 4, 8, 12])
 def test_a_full_disk_while_pulling_keeps_what_came(
     registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:

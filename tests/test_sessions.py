@@ -57,7 +57,7 @@ def chain(layers: int) -> bytes:
     weights = [numpy_helper.from_array(np.asarray(item), name) for name, item in constants.items()]
     graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], weights)
     return helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8
+        graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9
     ).SerializeToString()
 
 

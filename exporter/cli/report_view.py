@@ -46,6 +46,7 @@ def next_commands(path: Path, report: Mapping[str, Any]) -> list[str]:
     ]
     if (path / "report.html").is_file():
         lines.append(f"xdg-open {typed_path(path / 'report.html')}")
+    lines.append(f"edge-export publish {typed_path(path)} REGISTRY")
     return lines
 
 

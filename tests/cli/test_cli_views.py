@@ -92,6 +92,7 @@ next
   edge-export validate android
   edge-export validate ios
   xdg-open report.html
+  edge-export publish . REGISTRY
 """
 
 
@@ -158,7 +159,7 @@ def test_a_build_hands_the_plan_on_and_shows_what_comes_back(
     result = call("build", recipe, "--out", "there", "-v")
     assert result.exit_code == 0
     assert asked == {"name": "tiny", "out": Path("there"), "log_exists": True}
-    assert result.stdout.endswith("  edge-export validate there/tiny/1.0.0/ios\n")
+    assert result.stdout.endswith("  edge-export publish there/tiny/1.0.0 REGISTRY\n")
     assert result.stderr.startswith("log: /")
 
 

@@ -268,6 +268,12 @@ def appear_at_once(destination: Path) -> Iterator[Path]:
     Raises `ResourceError` for a full or failing disk, in the block too.
     """
     parent = destination.parent
+    if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
+        kind = "a symbolic link" if destination.is_symlink() else "a file"
+        raise InputError(
+            f"{destination} is {kind}, and a folder is to be written there",
+            fix="remove it, or choose another --out",
+        )
     with disk_errors(destination):
         parent.mkdir(parents=True, exist_ok=True)
         # The @ keeps 1.0.0 from taking the staging folder of 1.0.0-rc.1 for its own: no SemVer holds one.

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import click
 
 from exporter.cli import figures
 from exporter.cli.console import Column, Console, named_once, pass_console, speaking
 from exporter.cli.registry_options import believing, show_lines
+from exporter.errors import InputError
+
+if TYPE_CHECKING:
+    from exporter.registry.documents import ReleaseEntry
+
+    Releases = Mapping[str, Mapping[str, Mapping[str, ReleaseEntry]]]
 
 
 @click.command("list", short_help="What a registry has, and what to paste to get it.")
@@ -23,23 +32,12 @@ def command(
 
     with console.work() as (progress, _):
         with progress.step("loading"):
-            from exporter.errors import InputError
             from exporter.registry.reading import open_registry
             from exporter.registry.store import open_store
-            from exporter.registry.versions import choose, newest_first, parse_requirement
+            from exporter.registry.versions import newest_first
         registry = open_registry(open_store(url, timeout_s=timeout_s), [Path(str(key)) for key in keys])
     index = registry.index
-    releases = index.releases
-    best: str | None = None
-    if wanted:
-        name, versions = parse_requirement(wanted)
-        if name not in releases:
-            raise InputError(
-                f"{registry.store.url} has no model called {name!r}",
-                fix=f"it has {', '.join(sorted(releases))}",
-            )
-        releases = {name: {v: t for v, t in releases[name].items() if choose([v], versions) == v}}
-        best = choose(releases[name], versions)
+    releases, best = _asked_for(index.releases, wanted, registry.store.url)
     rows = [
         [name, version, target, figures.byte_size(entry.bundle_bytes), "yes" if entry.signatures else "no"]
         for name in sorted(releases)
@@ -92,3 +90,23 @@ def command(
         console.answer_commands(f"what teams paste for {best}", lines)
     else:
         console.answer_commands("next", [f"edge-export list {url} NAME"])
+
+
+def _asked_for(releases: Releases, wanted: str, url: str) -> tuple[Releases, str | None]:
+    """Return the releases that `NAME[@RANGE]` means and the newest version of them; all and `None` for an empty wish."""
+    from exporter.registry.versions import choose, newest_first, parse_requirement
+
+    if not wanted:
+        return releases, None
+    name, versions = parse_requirement(wanted)
+    if name not in releases:
+        raise InputError(
+            f"{url} has no model called {name!r}", fix=f"it has {', '.join(sorted(releases)) or 'none'}"
+        )
+    meant = {text: targets for text, targets in releases[name].items() if choose([text], versions)}
+    if not meant:
+        raise InputError(
+            f"{url} has no version of {name} that {versions.text!r} admits",
+            fix=f"there is {', '.join(newest_first(releases[name])[:8])}",
+        )
+    return {name: meant}, choose(meant, versions)

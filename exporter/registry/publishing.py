@@ -101,6 +101,7 @@ def publish(
         raise UsageError(
             f"{store.url} can only be read", fix="publish to the folder or bucket that it serves"
         )
+    _require_apart(bundles, store)
     with scratch_folder("publish") as scratch:
         with progress.step("packing", len(bundles)) as advance:
             prepared = []
@@ -195,6 +196,16 @@ def _documents(bundle: Bundle, notes: list[str]) -> dict[str, Path]:
 
 def _entry(path: Path) -> FileEntry:
     return FileEntry(sha256=digest(path), size=size_bytes(path))
+
+
+def _require_apart(bundles: Sequence[Path], store: Store) -> None:
+    """A registry inside a bundle would be a part of what it publishes."""
+    root = Path(store.url)
+    for bundle in bundles:
+        if "://" not in store.url and root.resolve().is_relative_to(bundle.resolve()):
+            raise UsageError(
+                f"the registry {root} lies inside the bundle {bundle}", fix="name a folder outside of it"
+            )
 
 
 def _require_different(prepared: Sequence[_Prepared]) -> None:

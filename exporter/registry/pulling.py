@@ -104,15 +104,15 @@ def pull(registry: Registry, chosen: Chosen, out: Path, *, progress: Progress) -
     wanted = release.blobs()
     cache = cache_folder() / "blobs"
     fetched = _fetch_all(registry.store, wanted, cache, progress)
-    with (
-        hold_lock(destination.parent / f".{chosen.target}.lock", what=str(destination)),
-        progress.step("writing the bundle"),
-    ):
-        with appear_at_once(destination) as staging:
-            _assemble(release.bundle, cache, staging)
-            check_manifest(staging)
-        _write_papers(registry, chosen, release, cache, destination)
-        (destination.parent / f".{chosen.target}.lock").unlink(missing_ok=True)
+    holder = destination.parent / f".{chosen.target}.lock"
+    with hold_lock(holder, what=str(destination)), progress.step("writing the bundle"):
+        try:
+            with appear_at_once(destination) as staging:
+                _assemble(release.bundle, cache, staging)
+                check_manifest(staging)
+            _write_papers(registry, chosen, release, cache, destination)
+        finally:
+            holder.unlink(missing_ok=True)
     return Pulled(
         destination,
         release,

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from exporter.errors import (
     BusyError,
     EdgeError,
+    InputError,
     IntegrityError,
     TimeLimitError,
     UnsupportedError,
@@ -167,6 +168,9 @@ class FolderStore:
     def lock(self) -> Iterator[None]:
         """Hold a lock that the system lets go of when this process ends, however it ends."""
         path = self.root / LOCK
+        occupied = next((item for item in (self.root, *self.root.parents) if item.exists()), self.root)
+        if not occupied.is_dir():
+            raise InputError(f"{occupied} is a file, and a registry is a folder", fix="name another folder")
         with disk_errors(path):
             self.root.mkdir(parents=True, exist_ok=True)
         with hold_lock(path, what=f"the registry {self.root}"):

@@ -174,6 +174,19 @@ def test_likely_mistakes_are_told_with_their_mend(call: Call, build: Path, workp
     )
 
 
+def test_places_that_are_taken_are_told(call: Call, build: Path, workplace: Path) -> None:
+    (workplace / "file").write_text("x")
+    refused(call("publish", build, "file"), 10, "file is a file, and a registry is a folder")
+    refused(call("publish", build / "ios", build / "ios" / "registry"), 2, "lies inside the bundle")
+    call("publish", build, "registry")
+    refused(call("list", "registry", "sample-net@^2"), 10, "that '^2' admits", "there is 1.0.0")
+    place = workplace / "edge-pull" / "sample-net" / "1.0.0"
+    place.mkdir(parents=True)
+    (place / "ios").symlink_to(workplace)
+    refused(call("pull", "sample-net", "--target", "ios", "--from", "registry"), 10, "is a symbolic link")
+    assert [path.name for path in place.iterdir()] == ["ios"]
+
+
 def test_nothing_is_left_of_the_conversation(call: Call, build: Path) -> None:
     call("publish", build, "registry")
     assert not list(Path("registry").rglob(".*"))

@@ -31,3 +31,12 @@ def registry(build: list[Path], tmp_path: Path) -> Path:
     root = tmp_path / "registry"
     publish(build, open_store(str(root)), sign_with=None, progress=Silence())
     return root
+
+
+@pytest.fixture
+def small(build: list[Path], tmp_path: Path) -> Path:
+    """Return a folder in which one bundle of that build is published, for tests that check it many times over."""
+    root = tmp_path / "registry"
+    bundles = [path for path in build if path.name == "raspberry-pi"]
+    publish(bundles, open_store(str(root)), sign_with=None, progress=Silence())
+    return root

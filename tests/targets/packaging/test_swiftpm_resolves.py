@@ -195,7 +195,7 @@ def test_xctest_replays_the_golden_vectors(
     flags += [flag for name in links for flag in ("-Xlinker", f"-l{name}")]
 
     said = run_swift(
-        *("test", "--enable-xctest", "--disable-swift-testing", *flags),
+        *("test", "--enable-xctest", "--disable-swift-testing", "-debug-info-format", "none", *flags),
         folder=folder,
         EDGE_INFER=f"{sys.executable} {DOUBLES / 'infer.py'}",
         EDGE_CORE_ML_TWIN=str(registry.parent / "bundle/models/tiny-net-float32-fixed.onnx"),

@@ -17,6 +17,7 @@ from exporter.errors import IntegrityError, UnsupportedError
 
 CONTRACT_KEY = "edge.contract"
 MODEL_KEY = "edge.model"
+LICENSE_KEY = "edge.license"
 DOCUMENT_NAME = "preprocess.json"
 CONTRACT_FORMAT = 1
 
@@ -52,9 +53,13 @@ def contract_document(contract: Mapping[str, Any], labels: Sequence[str]) -> dic
 
 
 def file_metadata(
-    name: str, version: str, contract: Mapping[str, Any], labels: Sequence[str]
+    name: str,
+    version: str,
+    contract: Mapping[str, Any],
+    labels: Sequence[str],
+    license_id: str | None = None,
 ) -> dict[str, str]:
-    """Return what every file of model `name` carries, by key: the document on one line, and whose it is."""
+    """Return what every file of model `name` carries, by key: the document on one line, whose it is, and its licence."""
     text = json.dumps(
         contract_document(contract, labels),
         sort_keys=True,
@@ -62,7 +67,8 @@ def file_metadata(
         ensure_ascii=False,
         allow_nan=False,
     )
-    return {CONTRACT_KEY: text, MODEL_KEY: f"{name} {version}"}
+    told = {CONTRACT_KEY: text, MODEL_KEY: f"{name} {version}"}
+    return told | ({LICENSE_KEY: license_id} if license_id else {})
 
 
 def parse_contract(text: str | bytes, where: str) -> Contract:

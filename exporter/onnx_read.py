@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
 
 from exporter.artifacts import TensorSpec
-from exporter.contract import CONTRACT_KEY, MODEL_KEY
+from exporter.contract import CONTRACT_KEY, LICENSE_KEY, MODEL_KEY
 from exporter.errors import InputError, UnsafeError, UnsupportedError, first_line
 from exporter.files import require_file
 from exporter.sniff import describe_content
@@ -70,7 +70,11 @@ def read_onnx(path: Path, *, load_weights: bool = True) -> onnx.ModelProto:
 def carried_metadata(path: Path) -> dict[str, str]:
     """Return what an ONNX file of ours says of its model and of how its input is prepared, by key; nothing of others."""
     proto = onnx.load(path, load_external_data=False)
-    return {item.key: item.value for item in proto.metadata_props if item.key in {CONTRACT_KEY, MODEL_KEY}}
+    return {
+        item.key: item.value
+        for item in proto.metadata_props
+        if item.key in {CONTRACT_KEY, LICENSE_KEY, MODEL_KEY}
+    }
 
 
 def _check_operators(path: Path, model: onnx.ModelProto) -> None:

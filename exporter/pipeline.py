@@ -164,8 +164,9 @@ def _build_into(run: _Run, staging: Path) -> dict[str, Any]:
         )
     contract = preprocess_from_dict(plan.recipe.data.preprocess)
     golden, unpictured = choose_golden_inputs(data.samples, contract)
+    model = plan.recipe.model
     metadata = file_metadata(
-        source.name, plan.recipe.model.version, describe_preprocess(contract), data.class_names
+        source.name, model.version, describe_preprocess(contract), data.class_names, model.license
     )
     artifacts = _produce_all(plan, source, onnx, program, settled, data, metadata, workdir, clock)
     evidence, reference = _validate_all(

@@ -10,9 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from exporter.carried import carried_contract
-from exporter.contract import CONTRACT_KEY, MODEL_KEY, Contract, describe_contract, parse_contract
+from exporter.contract import (
+    CONTRACT_KEY,
+    LICENSE_KEY,
+    MODEL_KEY,
+    Contract,
+    describe_contract,
+    parse_contract,
+)
 
-LICENSE_KEY = "edge.license"
 AUTHOR = "made with edge-exporter"
 _SHOWN_LABELS = 8
 

@@ -102,3 +102,8 @@ def test_people_are_told_what_is_done_to_a_picture() -> None:
         "grey picture, 2 wide and 2 high (crop, bilinear), as float32 NCHW: (pixel 0..255 * 0.00392157 - 0) / 1"
     )
     assert describe_contract({"kind": "identity"}) == "tensors as they are"
+
+
+def test_a_licence_travels_where_there_is_one() -> None:
+    assert "edge.license" not in file_metadata("net", "1.0.0", {}, ())
+    assert file_metadata("net", "1.0.0", {}, (), "Apache-2.0")["edge.license"] == "Apache-2.0"

@@ -176,7 +176,7 @@ def _pair_sums_saturate() -> bool:
 def _open_session(runtime: Any, path: str, options: Any) -> Any:
     """Return a session that computes as ARM does; where sums saturate, with unsigned weights or signed activations."""
     providers = ["CPUExecutionProvider"]
-    if _pair_sums_saturate():
+    if _pair_sums_saturate() and hasattr(options, "add_session_config_entry"):
         options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             return runtime.InferenceSession(path, options, providers=providers)

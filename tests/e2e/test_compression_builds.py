@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Built, build, edge_export
+from build_ground import ROOT, Built, build, edge_export
 
 from exporter.cli.demo import demo_recipe
 

@@ -18,7 +18,7 @@ import onnx
 import onnxruntime
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from conftest import ROOT, Built, build, edge_export
+from build_ground import ROOT, Built, build, edge_export
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image

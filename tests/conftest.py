@@ -13,8 +13,14 @@ _create = ort.InferenceSession.__init__
 
 
 def _create_faithful(self: Any, model: Any, sess_options: Any = None, *rest: Any, **more: Any) -> None:
-    """Create a session with exact sums; of a graph that onnxruntime refuses then, one whose layers share no constant."""
+    """Create a session with exact sums; of a graph that onnxruntime refuses then, one whose layers share no constant.
+
+    Who asks for signed activations, as the tool's own fallback does, has what the device does already.
+    """
     options = sess_options or ort.SessionOptions()
+    if _asked_to_keep_signed(options):
+        _create(self, model, options, *rest, **more)
+        return
     options.log_severity_level = 4
     options.add_session_config_entry("session.x64quantprecision", "1")
     try:
@@ -25,18 +31,45 @@ def _create_faithful(self: Any, model: Any, sess_options: Any = None, *rest: Any
         _create(self, _without_sharing(model), options, *rest, **more)
 
 
+def _asked_to_keep_signed(options: ort.SessionOptions) -> bool:
+    try:
+        return bool(options.get_session_config_entry("session.qdqisint8allowed") == "1")
+    except RuntimeError:  # how onnxruntime says that nobody set the entry
+        return False
+
+
 def _without_sharing(model: Any) -> bytes:
-    """Return the bytes of `model` (bytes or a path) with a copy of each constant for every further node that reads it."""
+    """Return the bytes of `model` (bytes or a path) with no constant, and no dequantised one, that two nodes read."""
     proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load(str(model))
-    constants = {item.name: item for item in proto.graph.initializer}
-    seen: set[str] = set()
-    for number, node in enumerate(proto.graph.node):
-        for index, name in enumerate(node.input):
-            if name in constants and name in seen:
-                copy = proto.graph.initializer.add()
-                copy.CopyFrom(constants[name])
-                copy.name = node.input[index] = f"{name}/{number}.{index}"
-            seen.add(name)
+    graph = proto.graph
+    constants = {item.name: item for item in graph.initializer}
+    decoders = {
+        node.output[0]: node
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants
+    }
+    nodes, seen = [], set()
+
+    def unshared(name: str, mark: str) -> str:
+        """Return `name`, or that of a copy if something has read it."""
+        first = name not in seen
+        seen.add(name)
+        if first or name not in constants | decoders:
+            return name
+        copy = onnx.NodeProto() if name in decoders else graph.initializer.add()
+        copy.CopyFrom(decoders[name] if name in decoders else constants[name])
+        copy.name = f"{name}/{mark}"
+        if name in decoders:
+            copy.output[0] = copy.name
+            copy.input[:] = [unshared(given, f"{mark}.{at}") for at, given in enumerate(copy.input)]
+            nodes.append(copy)
+        return copy.name
+
+    for number, node in enumerate(graph.node):
+        node.input[:] = [unshared(name, f"{number}.{at}") for at, name in enumerate(node.input)]
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
     return proto.SerializeToString()
 
 

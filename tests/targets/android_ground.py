@@ -83,7 +83,7 @@ def make_bundle(
     for text in artifacts:
         spec = ArtifactSpec.parse(text)
         path = models / spec.file_name(name)
-        path.write_bytes(f"not a model: {name} {version} {text}".encode())
+        path.write_bytes(f"not a model: {name} {version} {text}\n".encode() * 64)
         artifact = Artifact(spec, path, path.stat().st_size, digest(path), *signature, Coverage(()))
         runtimes = TARGET.capabilities(chosen).runtimes_for(spec)
         deliveries.append(Delivery(artifact, Evidence(spec), runtimes))

@@ -1,13 +1,20 @@
-"""A registry in a bucket: moto's S3 over real HTTP, reached through s3fs as a user would reach MinIO or AWS."""
+"""A registry in a bucket: doubles of S3 and GCS over real HTTP, reached through s3fs and gcsfs as a user reaches real ones.
+
+The double of GCS overlooks preconditions: the one that a lease stands on is added to it here.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import pytest
+from gcp_storage_emulator.handlers import objects as gcs_objects
+from gcp_storage_emulator.server import create_server
 from moto.server import ThreadedMotoServer
 from registry_ground import make_build, make_bundle, snapshot, touch_up
 
@@ -27,26 +34,52 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:botocore")
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """Serve S3 on loopback and return the URL of its API."""
+def s3() -> Iterator[dict[str, str]]:
+    """Serve S3 on loopback and yield the variables that lead a client there."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def store(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """Return an empty registry of the test's own in a bucket."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": s3,
+    yield {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
+    }
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def gs() -> Iterator[dict[str, str]]:
+    """Serve GCS on loopback and yield the variable that leads a client there."""
+    upload = gcs_objects._multipart_upload
+
+    def unless_it_is_there(request: Any, response: Any, storage: Any) -> None:
+        there = storage.objects.get(request.params["bucket_name"], {})
+        if request.query.get("ifGenerationMatch") == ["0"] and request.data["meta"]["name"] in there:
+            response.status = HTTPStatus.PRECONDITION_FAILED
+        else:
+            upload(request, response, storage)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gcs_objects, "_multipart_upload", unless_it_is_there)
+        server = create_server("127.0.0.1", 0, in_memory=True, default_bucket=BUCKET)
+        server.start()
+        yield {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{server._api._httpd.server_port}"}
+        server.stop()
+
+
+@pytest.fixture(params=["s3", "gs"])
+def protocol(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return a protocol whose double runs."""
+    for name, value in request.getfixturevalue(request.param).items():
         monkeypatch.setenv(name, value)
-    opened = open_store(f"s3://{BUCKET}/{tmp_path.name}/registry")
+    return str(request.param)
+
+
+@pytest.fixture
+def store(protocol: str, tmp_path: Path) -> Store:
+    """Return an empty registry of the test's own in a bucket."""
+    opened = open_store(f"{protocol}://{BUCKET}/{tmp_path.name}/registry")
     assert isinstance(opened, RemoteStore)
     if not opened.files.exists(BUCKET):
         opened.files.mkdir(BUCKET)
@@ -92,7 +125,7 @@ def test_a_damaged_object_is_named(store: Store, tmp_path: Path) -> None:
 def test_what_is_in_a_bucket_never_changes(store: Store, tmp_path: Path) -> None:
     put([make_bundle(tmp_path / "bundle")], store)
     before = {path: store.read(path) for path in store.listing() or ()}
-    with pytest.raises(IntegrityError, match=r"published in s3://models/.* with other bytes"):
+    with pytest.raises(IntegrityError, match=r"published in (s3|gs)://models/.* with other bytes"):
         put([touch_up(make_bundle(tmp_path / "other"))], store)
     assert {path: store.read(path) for path in store.listing() or ()} == before
 
@@ -131,7 +164,7 @@ def test_a_lease_that_is_over_keeps_nobody_out(store: Store) -> None:
         assert b"elsewhere" not in (store.read(LOCK) or b"")
 
 
-def test_a_bucket_that_is_not_there_is_told(store: Store, tmp_path: Path) -> None:
-    del store
-    with pytest.raises(IntegrityError, match="s3://nosuchbucket/x"):
-        put(make_build(tmp_path / "build"), open_store("s3://nosuchbucket/x"))
+def test_a_bucket_that_is_not_there_is_told(protocol: str, tmp_path: Path) -> None:
+    url = f"{protocol}://nosuchbucket/x"
+    with pytest.raises(IntegrityError, match=url):
+        put(make_build(tmp_path / "build"), open_store(url))

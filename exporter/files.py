@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from exporter.errors import BusyError, EdgeError, InputError, ResourceError
+from exporter.errors import BusyError, EdgeError, InputError, ResourceError, UsageError
 
 _CHUNK_BYTES = 1 << 20
 _RENAME_EXCHANGE = 2
@@ -158,6 +158,21 @@ def _disk_error(path: Path, error: OSError) -> EdgeError:
         f"cannot write {named}: {error.strerror} ({free_mb:.1f} MB free on its disk)",
         fix="free some space or choose another folder with --out",
     )
+
+
+def require_folder(path: Path, *, what: str) -> None:
+    """Make the folder `path`, so that it is known before the work whether it can be written; `UsageError` names `what`."""
+    with disk_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            raise UsageError(
+                f"{what} {path} cannot be a folder: {error.strerror}", fix="name a folder that can be written"
+            ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"{what} {path} cannot be written", fix="change its permissions, or name another folder"
+        )
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from exporter.files import sorted_files
 from exporter.manifest import rewrite_manifest
 from exporter.progress import Silence
 from exporter.registry.checking import check_registry
-from exporter.registry.store import open_store
+from exporter.registry.stores.opening import open_store
 
 ROUNDS = 5
 

@@ -12,8 +12,7 @@ import click
 
 from exporter.cli.console import Console, pass_console, speaking
 from exporter.cli.text import inert, typed_path
-from exporter.errors import UsageError
-from exporter.files import disk_errors
+from exporter.files import require_folder
 from exporter.processes import is_main_process
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ def build_recipe(console: Console, request: BuildRequest) -> None:
 
         show_plan(console, plan, request.again)
         return
-    _require_folder(request.out)
+    require_folder(request.out, what="--out")
     _run(console, plan, request)
 
 
@@ -113,21 +112,6 @@ def choose_targets(recipe: Recipe, names: Sequence[str]) -> dict[str, Target]:
     from targets.discovery import get_target
 
     return {name: get_target(name) for name in (names or recipe.targets)}
-
-
-def _require_folder(out: Path) -> None:
-    """Find out before the work, not after it, whether `out` can be written."""
-    with disk_errors(out):
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
-            raise UsageError(
-                f"--out {out} cannot be a folder: {error.strerror}", fix="name a folder that can be written"
-            ) from error
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise UsageError(
-            f"--out {out} cannot be written", fix="change its permissions, or name another folder"
-        )
 
 
 def _run(console: Console, plan: Plan, request: BuildRequest) -> None:

@@ -33,7 +33,7 @@ def command(
     with console.work() as (progress, _):
         with progress.step("loading"):
             from exporter.registry.reading import open_registry
-            from exporter.registry.store import open_store
+            from exporter.registry.stores.opening import open_store
             from exporter.registry.versions import newest_first
         registry = open_registry(open_store(url, timeout_s=timeout_s), [Path(str(key)) for key in keys])
     index = registry.index

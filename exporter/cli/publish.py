@@ -72,7 +72,7 @@ def command(
         with progress.step("loading"):
             from exporter.checking.figures import bundles_in
             from exporter.registry.publishing import publish
-            from exporter.registry.store import open_store
+            from exporter.registry.stores.opening import open_store
         bundles = bundles_in([Path(path) for path in given]) if given else []
         outcome = publish(
             bundles,

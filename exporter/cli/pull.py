@@ -56,7 +56,7 @@ def command(
         with progress.step("loading"):
             from exporter.registry.pulling import choose_release, pull
             from exporter.registry.reading import open_registry
-            from exporter.registry.store import open_store
+            from exporter.registry.stores.opening import open_store
             from exporter.registry.versions import parse_requirement
         name, versions = parse_requirement(wanted)
         registry = open_registry(open_store(url, timeout_s=timeout_s), keys)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 KEYS_VARIABLE = "EDGE_EXPORT_KEYS"
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 def believing(function: Callable[..., None]) -> Callable[..., None]:

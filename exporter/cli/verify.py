@@ -27,7 +27,7 @@ def command(console: Console, /, *, where: str, keys: tuple[Path, ...], timeout_
         with progress.step("loading"):
             from exporter.manifest import MANIFEST_NAME
             from exporter.registry.checking import check_bundle, check_registry
-            from exporter.registry.store import open_store
+            from exporter.registry.stores.opening import open_store
         started = time.monotonic()
         if "://" not in where and (Path(where) / MANIFEST_NAME).is_file():
             found = check_bundle(Path(where), keys, progress=progress)

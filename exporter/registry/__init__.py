@@ -1,6 +1,6 @@
 """A registry: one URL from which Gradle, SwiftPM, pip and `edge-export pull` each take what they know how to take.
 
-`store` reads and writes files at a URL, `documents` are the nouns (index, release), `publishing`, `pulling` and `checking`
+`stores` read and write files at a URL, `documents` are the nouns (index, release), `publishing`, `pulling` and `checking`
 the verbs; `trust` is what a client remembers, so that nobody can hand it yesterday's index. What is signed is decided
 here, how by `exporter.attesting`. Knows bundles as folders with a manifest; nothing here loads a model.
 """

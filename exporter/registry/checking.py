@@ -26,7 +26,7 @@ from exporter.registry.documents import (
 from exporter.registry.publishing import views_of
 from exporter.registry.pulling import papers_of
 from exporter.registry.reading import READERS, read_checked_index
-from exporter.registry.store import Store
+from exporter.registry.stores.base import Store
 from exporter.registry.trust import require_not_older
 
 Tick = Callable[[int], None]

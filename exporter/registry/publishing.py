@@ -38,7 +38,7 @@ from exporter.registry.documents import (
 )
 from exporter.registry.page import page_of
 from exporter.registry.reading import READERS, release_content
-from exporter.registry.store import Store
+from exporter.registry.stores.base import Store, WritableStore
 from exporter.registry.versions import require_name, require_version
 from targets.packaging import VIEWS
 from targets.packaging.base import Bundle, Ecosystem, Package, PackRequest, Packs, Published, read_bundle
@@ -76,7 +76,7 @@ class _Prepared:
 class _State:
     """The registry as it is, and what this publish has written so far."""
 
-    store: Store
+    store: WritableStore
     index: Index | None
     releases: dict[str, Release]
     uploaded_bytes: int = 0
@@ -97,7 +97,7 @@ def publish(
     bundle, for other bytes under a published version and for an unsigned publish into a signed registry, `BusyError`
     while somebody else publishes. Nothing is visible unless all of it is.
     """
-    if not store.is_writable:
+    if not isinstance(store, WritableStore):
         raise UsageError(
             f"{store.url} can only be read", fix="publish to the folder or bucket that it serves"
         )
@@ -230,7 +230,7 @@ def _notes(prepared: Iterable[_Prepared]) -> tuple[str, ...]:
 # --- what is there ---------------------------------------------------------------------------------------
 
 
-def _read_state(store: Store, sign_with: Path | None) -> _State:
+def _read_state(store: WritableStore, sign_with: Path | None) -> _State:
     """Read the registry under its lock; whoever publishes to a signed one signs too."""
     content = store.read(INDEX)
     if content is None:

@@ -13,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.errors import InputError, IntegrityError, ResourceError
+from exporter.errors import InputError, IntegrityError, ResourceError, UsageError
 from exporter.files import (
     appear_at_once,
     cache_folder,
     digest,
     disk_errors,
     hold_lock,
+    require_folder,
     wait_for_lock,
     write_bytes,
 )
@@ -27,7 +28,7 @@ from exporter.manifest import check_manifest
 from exporter.progress import Progress
 from exporter.registry.documents import FileEntry, Release, ReleaseEntry, blob_path
 from exporter.registry.reading import READERS, Registry, release_content
-from exporter.registry.store import Store, require_inside
+from exporter.registry.stores.base import Store, require_inside
 from exporter.registry.versions import VersionRange, choose, newest_first
 
 _SPARE_BYTES = 16 << 20
@@ -98,6 +99,8 @@ def pull(registry: Registry, chosen: Chosen, out: Path, *, progress: Progress) -
     Raises `IntegrityError` (19) naming a file whose bytes are not those that were published, with both digests,
     `ResourceError` when the disk is full (what was fetched stays in the cache), `TimeLimitError` for a server that hangs.
     """
+    _require_apart(registry, out)
+    require_folder(out, what="--out")
     release = registry.release(chosen.entry)
     _require_meant(release, chosen, registry)
     destination = out / chosen.name / chosen.version / chosen.target
@@ -126,6 +129,13 @@ def pull(registry: Registry, chosen: Chosen, out: Path, *, progress: Progress) -
 def papers_of(bundle: Path) -> Path:
     """Return where a pull puts the release document of `bundle`, beside its folder."""
     return bundle.with_name(f"{bundle.name}.release.json")
+
+
+def _require_apart(registry: Registry, out: Path) -> None:
+    """What is pulled into a registry would be something in it that nobody published."""
+    url = registry.store.url
+    if "://" not in url and out.resolve().is_relative_to(Path(url).resolve()):
+        raise UsageError(f"--out {out} lies inside the registry {url}", fix="name a folder outside of it")
 
 
 def _require_meant(release: Release, chosen: Chosen, registry: Registry) -> None:

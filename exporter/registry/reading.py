@@ -22,7 +22,7 @@ from exporter.registry.documents import (
     read_index,
     read_release,
 )
-from exporter.registry.store import Store
+from exporter.registry.stores.base import Store
 from exporter.registry.trust import require_not_older
 
 READERS = 8

@@ -30,7 +30,9 @@ class Bound:
     version: Version
 
     def holds(self, candidate: Version) -> bool:
-        """Return whether `candidate` is on the right side, by precedence (build metadata does not count)."""
+        """Return whether `candidate` is on the right side, by precedence; build metadata counts where one build is named."""
+        if self.operator == "=" and self.version.build is not None:
+            return candidate == self.version and candidate.build == self.version.build
         order = candidate.compare(self.version)
         return {">=": order >= 0, "<=": order <= 0, ">": order > 0, "<": order < 0, "=": order == 0}[
             self.operator
@@ -56,8 +58,12 @@ class VersionRange:
 
 def parse_requirement(text: str) -> tuple[str, VersionRange]:
     """Return the name and the range of `NAME[@RANGE]`; `UsageError` for what no name or range can be."""
-    name, _, asked = text.partition("@")
+    name, at, asked = text.partition("@")
     require_name(name)
+    if at and not asked.strip():
+        raise UsageError(
+            f"{text!r} names no version after its @", fix=f"write {name}@latest, or {name}@1.2.0"
+        )
     return name, parse_range(asked)
 
 

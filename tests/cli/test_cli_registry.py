@@ -168,6 +168,7 @@ def test_likely_mistakes_are_told_with_their_mend(call: Call, build: Path, workp
     refused(call("verify", "nowhere"), 10, "is no registry")
     call("publish", build, "registry")
     refused(call("pull", "sample-nett", "--from", "registry"), 10, "did you mean sample-net")
+    refused(call("pull", "sample-net@", "--from", "registry", "--target", "ios"), 2, "sample-net@latest")
     refused(call("pull", "sample-net@9", "--from", "registry", "--target", "ios"), 10, "there is 1.0.0")
     refused(
         call("publish", touch_up(make_bundle(workplace / "other")), "registry"), 19, "raise model.version"
@@ -180,6 +181,9 @@ def test_places_that_are_taken_are_told(call: Call, build: Path, workplace: Path
     refused(call("publish", build / "ios", build / "ios" / "registry"), 2, "lies inside the bundle")
     call("publish", build, "registry")
     refused(call("list", "registry", "sample-net@^2"), 10, "that '^2' admits", "there is 1.0.0")
+    pull = ("pull", "sample-net", "--target", "ios", "--from", "registry", "--out")
+    refused(call(*pull, "registry/here"), 2, "lies inside the registry")
+    refused(call(*pull, "file/here"), 2, "--out file/here cannot be a folder: Not a directory")
     place = workplace / "edge-pull" / "sample-net" / "1.0.0"
     place.mkdir(parents=True)
     (place / "ios").symlink_to(workplace)

@@ -9,7 +9,7 @@ from registry_ground import make_build
 
 from exporter.progress import Silence
 from exporter.registry.publishing import publish
-from exporter.registry.store import open_store
+from exporter.registry.stores.opening import open_store
 
 
 @pytest.fixture(autouse=True)

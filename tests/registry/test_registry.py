@@ -17,7 +17,7 @@ from exporter.registry.checking import check_bundle, check_registry
 from exporter.registry.publishing import Outcome, publish
 from exporter.registry.pulling import Pulled, choose_release, pull
 from exporter.registry.reading import open_registry
-from exporter.registry.store import open_store
+from exporter.registry.stores.opening import open_store
 from exporter.registry.versions import parse_requirement
 
 

@@ -24,7 +24,9 @@ from exporter.registry.checking import check_registry
 from exporter.registry.publishing import publish
 from exporter.registry.pulling import choose_release, pull
 from exporter.registry.reading import open_registry
-from exporter.registry.store import LOCK, RemoteStore, Store, open_store
+from exporter.registry.stores.base import LOCK, WritableStore
+from exporter.registry.stores.bucket import BucketStore
+from exporter.registry.stores.opening import open_store
 from exporter.registry.versions import parse_range
 
 BUCKET = "models"
@@ -77,21 +79,21 @@ def protocol(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture
-def store(protocol: str, tmp_path: Path) -> Store:
+def store(protocol: str, tmp_path: Path) -> WritableStore:
     """Return an empty registry of the test's own in a bucket."""
     opened = open_store(f"{protocol}://{BUCKET}/{tmp_path.name}/registry")
-    assert isinstance(opened, RemoteStore)
+    assert isinstance(opened, BucketStore)
     if not opened.files.exists(BUCKET):
         opened.files.mkdir(BUCKET)
     return opened
 
 
-def put(bundles: list[Path], store: Store) -> None:
+def put(bundles: list[Path], store: WritableStore) -> None:
     publish(bundles, store, sign_with=None, progress=Silence())
 
 
 def test_a_bucket_serves_like_a_folder(
-    store: Store, build: list[Path], registry: Path, tmp_path: Path
+    store: WritableStore, build: list[Path], registry: Path, tmp_path: Path
 ) -> None:
     put(build, store)
     opened = open_registry(store)
@@ -110,7 +112,7 @@ def test_a_bucket_serves_like_a_folder(
             assert store.read(path) == (registry / path).read_bytes(), path
 
 
-def test_a_damaged_object_is_named(store: Store, tmp_path: Path) -> None:
+def test_a_damaged_object_is_named(store: WritableStore, tmp_path: Path) -> None:
     put([make_bundle(tmp_path / "bundle")], store)
     blob = next(path for path in store.listing() or () if path.startswith("blobs/"))
     content = store.read(blob) or b""
@@ -122,7 +124,7 @@ def test_a_damaged_object_is_named(store: Store, tmp_path: Path) -> None:
         check_registry(store, progress=Silence())
 
 
-def test_what_is_in_a_bucket_never_changes(store: Store, tmp_path: Path) -> None:
+def test_what_is_in_a_bucket_never_changes(store: WritableStore, tmp_path: Path) -> None:
     put([make_bundle(tmp_path / "bundle")], store)
     before = {path: store.read(path) for path in store.listing() or ()}
     with pytest.raises(IntegrityError, match=r"published in (s3|gs)://models/.* with other bytes"):
@@ -130,7 +132,7 @@ def test_what_is_in_a_bucket_never_changes(store: Store, tmp_path: Path) -> None
     assert {path: store.read(path) for path in store.listing() or ()} == before
 
 
-def test_of_two_publishers_one_is_in(store: Store) -> None:
+def test_of_two_publishers_one_is_in(store: WritableStore) -> None:
     entered: list[str] = []
     refused: list[str] = []
     together = threading.Barrier(6)
@@ -155,7 +157,7 @@ def test_of_two_publishers_one_is_in(store: Store) -> None:
     assert store.read(LOCK) is None
 
 
-def test_a_lease_that_is_over_keeps_nobody_out(store: Store) -> None:
+def test_a_lease_that_is_over_keeps_nobody_out(store: WritableStore) -> None:
     store.write(LOCK, f"elsewhere process 1 until {time.time() + 100:.0f}\n".encode())
     with pytest.raises(BusyError, match="by elsewhere process 1"), store.lock():
         pass

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import gzip
 import json
 import os
 import random
 import shutil
 import signal
 import threading
+from collections.abc import Callable
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -40,7 +44,7 @@ from exporter.registry.documents import INDEX, Index, now, read_index, read_rele
 from exporter.registry.publishing import publish
 from exporter.registry.pulling import Pulled, choose_release, pull
 from exporter.registry.reading import open_registry
-from exporter.registry.store import open_store
+from exporter.registry.stores.opening import open_store
 from exporter.registry.versions import parse_range
 
 
@@ -111,6 +115,22 @@ def test_files_missing_added_or_linked_are_named(registry: Path, tmp_path: Path)
     (registry / "extra").symlink_to(tmp_path)
     with pytest.raises(IntegrityError, match=r"extra was not published"):
         in_order(registry)
+
+
+@pytest.mark.parametrize("place", [INDEX, "releases", "blobs"])
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
+def test_what_stands_in_a_files_place_is_refused_and_not_waited_for(
+    registry: Path, tmp_path: Path, place: str, make: Callable[[Path], None]
+) -> None:
+    files = (
+        [registry / INDEX] if place == INDEX else [p for p in (registry / place).rglob("*") if p.is_file()]
+    )
+    for path in files:
+        path.unlink()
+        make(path)
+    for act in (lambda: in_order(registry), lambda: bring(registry, tmp_path / "out")):
+        with pytest.raises(IntegrityError, match=r"is no regular file|is missing"):
+            act()
 
 
 @pytest.mark.parametrize("place", ["blobs", "releases"])
@@ -411,6 +431,36 @@ def test_bad_servers_are_told_apart(
     with serve(registry, answer) as served, pytest.raises(kind, match=cause):
         bring(served.url, tmp_path / "out", timeout_s=1)
     assert not (tmp_path / "out" / "sample-net" / "1.0.0" / "raspberry-pi").exists()
+
+
+@pytest.mark.parametrize("encoding", [None, "gzip"])
+@pytest.mark.parametrize("place", [f"/{INDEX}", "/blobs/"])
+def test_an_answer_without_end_is_cut_off(
+    registry: Path, tmp_path: Path, place: str, encoding: str | None
+) -> None:
+    sent = 0
+    piece = bytes(1 << 20) if encoding is None else gzip.compress(bytes(1 << 20))
+
+    def endless(handler: BaseHTTPRequestHandler, content: bytes, path: str) -> bool:
+        nonlocal sent
+        if place not in path:
+            return False
+        del content
+        handler.send_response(200)
+        if encoding:
+            handler.send_header("Content-Encoding", encoding)
+        handler.end_headers()
+        handler.close_connection = True
+        with contextlib.suppress(OSError):
+            while sent < 2 << 30:
+                handler.wfile.write(piece)
+                sent += len(piece)
+        return True
+
+    cause = "has more than the 67108864 bytes" if place == f"/{INDEX}" else "bytes where the registry records"
+    with serve(registry, endless) as served, pytest.raises(IntegrityError, match=cause):
+        bring(served.url, tmp_path / "out", timeout_s=30)
+    assert sent < 200 << 20
 
 
 def test_a_pull_goes_on_where_it_broke_off(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import ClassVar
 
@@ -26,10 +27,12 @@ from exporter.errors import (
     ResourceError,
     UsageError,
 )
+from exporter.files import cache_folder, state_folder
 
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "std::bad_alloc", "bad allocation")
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EMFILE})
 _NO_ACCESS = frozenset({errno.EACCES, errno.EPERM})
+_NO_PLACE = frozenset({errno.ENOENT, errno.ENOTDIR})
 
 
 class InterruptedByUser(EdgeError):
@@ -83,6 +86,8 @@ def as_edge_error(error: BaseException, arguments: Sequence[str] = ()) -> EdgeEr
             return ResourceError(_os_cause(error), fix="free what ran out, or write elsewhere with --out")
         case OSError() if error.errno in _NO_ACCESS and error.filename is not None:
             return InputError(_os_cause(error), fix="change its permissions, or name another path")
+        case OSError() if error.errno in _NO_PLACE and (told := _no_place(error)) is not None:
+            return told
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return InternalError(text, fix="report this as a bug, with the log")
 
@@ -93,6 +98,22 @@ def _out_of_memory(error: BaseException) -> ResourceError:
         f"memory ran out{detail}",
         fix="close other programs, or use fewer calibration samples or a smaller model",
     )
+
+
+def _no_place(error: OSError) -> EdgeError | None:
+    """Return what a missing folder of the tool's own, or a working folder that is gone, mean; `None` for any other place."""
+    try:
+        Path.cwd()
+    except OSError:
+        return InputError("the folder that this command runs in is gone", fix="cd to one that is there")
+    named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+    for folder, variable in ((cache_folder(), "XDG_CACHE_HOME"), (state_folder(), "XDG_STATE_HOME")):
+        if named is not None and (named in folder.parents or named.is_relative_to(folder)):
+            return InputError(
+                f"the tool's own folder {folder} cannot be made: {_os_cause(error)}",
+                fix=f"set {variable} to a folder that can be written",
+            )
+    return None
 
 
 def _os_cause(error: OSError) -> str:

@@ -196,3 +196,20 @@ def test_nothing_is_left_of_the_conversation(call: Call, build: Path) -> None:
     assert not list(Path("registry").rglob(".*"))
     call("pull", "sample-net", "--target", "ios", "--from", "registry")
     assert {path.name for path in Path("edge-pull/sample-net/1.0.0").iterdir()} == {"ios", "ios.release.json"}
+
+
+def test_a_home_that_cannot_be_and_a_folder_that_is_gone_are_told(
+    call: Call, build: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = workplace / "registry"
+    call("publish", build, registry)
+    pull = ("pull", "sample-net", "--target", "ios", "--from", registry)
+    for variable in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, "/dev/null")
+            refused(call(*pull), 10, "/dev/null/edge-exporter cannot be made", f"set {variable} to a folder")
+    (workplace / "gone").mkdir()
+    monkeypatch.chdir(workplace / "gone")
+    (workplace / "gone").rmdir()
+    refused(call(*pull), 10, "the folder that this command runs in is gone")
+    monkeypatch.chdir(workplace)

@@ -102,6 +102,8 @@ def publish(
             f"{store.url} can only be read", fix="publish to the folder or bucket that it serves"
         )
     _require_apart(bundles, store)
+    if sign_with is not None:
+        _fingerprint(sign_with)  # a key that cannot sign is refused before anything is written
     with scratch_folder("publish") as scratch:
         with progress.step("packing", len(bundles)) as advance:
             prepared = []

@@ -149,7 +149,7 @@ def test_a_key_that_others_can_read_does_not_sign(call: Call, build: Path, workp
     refused(
         call("publish", build, "registry", "--sign", private), 19, "open to others (mode 640)", "chmod 600"
     )
-    assert not (workplace / "registry" / "index.json").exists()
+    assert not (workplace / "registry").exists()
 
 
 @pytest.mark.parametrize("name", ["../x", "a;b", "$(id)", "a\nb", "x" * 300, "A", "x@../../y", "x@1;2"])

@@ -35,7 +35,7 @@ def pack(bundle: Bundle, destination: Path, *, group: str, minimum_sdk: int) -> 
         model = model_of(bundle, listed, group)
         project = _model_project(bundle, model, _content(bundle, listed), minimum_sdk)
         where = () if packages else (REPOSITORY_LINE,)
-        lines = (*where, f'implementation("{project.coordinates}")')
+        lines = (*where, f'implementation("{project.coordinates}")  // {listed.told}')
         packages.append(maven.write(project, lines, destination))
         tests = _golden_project(bundle, model)
         packages.append(maven.write(tests, (f'testImplementation("{tests.coordinates}")',), destination))

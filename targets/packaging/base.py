@@ -78,6 +78,11 @@ class BundleModel:
     outputs: tuple[TensorSpec, ...]
     companions: tuple[str, ...]
 
+    @property
+    def told(self) -> str:
+        """What tells a person which of several artifacts to take: `tflite:static_wi8_ai8, 0.22 MB`."""
+        return f"{self.artifact}, {self.size_bytes / 1e6:.2f} MB"
+
 
 @dataclass(frozen=True, slots=True)
 class Bundle:

@@ -121,7 +121,10 @@ def _pack(plan: _Plan, destination: Path, minimum: str) -> Package:
         version=bundle.version,
         lines=(
             f'.package(url: "{{registry}}/{repository}", exact: "{bundle.version}"),',
-            f'.product(name: "{plan.members[0].module}", package: "{name}"),',
+            *(
+                f'.product(name: "{member.module}", package: "{name}"),  // {member.model.told}'
+                for member in plan.members
+            ),
         ),
         files=tuple(written),
         facts=MappingProxyType({"repository": repository, "commit": commit.name, "checksum": checksum}),

@@ -56,9 +56,12 @@ def test_every_artifact_is_a_package_of_its_own_with_its_tests_beside_it(tmp_pat
     ]
     assert packages[0].lines == (
         'maven { url = uri("{registry}/maven") }',
-        'implementation("edge.models:tiny-net-static-wi8-ai8-fixed-onnx:1.0.0")',
+        'implementation("edge.models:tiny-net-static-wi8-ai8-fixed-onnx:1.0.0")'
+        "  // onnx:static_wi8_ai8@fixed, 0.00 MB",
     )
-    assert packages[2].lines == ('implementation("edge.models:tiny-net-static-wi8-ai8-tflite:1.0.0")',)
+    assert packages[2].lines == (
+        'implementation("edge.models:tiny-net-static-wi8-ai8-tflite:1.0.0")  // tflite:static_wi8_ai8, 0.00 MB',
+    )
     assert 'testImplementation("edge.models:tiny-net-float16-tflite-golden:1.0.0")' in packages[5].lines
     assert [package.files[-1].rpartition(".")[2] for package in packages] == ["pom"] * 6
 

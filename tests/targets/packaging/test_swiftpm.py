@@ -63,7 +63,9 @@ def test_a_package_for_each_runtime_with_a_module_for_each_artifact(bundle: Path
     assert (core_ml.ecosystem, core_ml.name, core_ml.version) == ("swift", "tiny-net-coreml", "1.0.0")
     assert core_ml.lines == (
         '.package(url: "{registry}/swift/tiny-net-coreml.git", exact: "1.0.0"),',
-        '.product(name: "TinyNetFloat16CoreML", package: "tiny-net-coreml"),',
+        '.product(name: "TinyNetFloat16CoreML", package: "tiny-net-coreml"),  // mlpackage:float16, 0.08 MB',
+        '.product(name: "TinyNetWeightOnlyWi8CoreML", package: "tiny-net-coreml"),'
+        "  // mlpackage:weight_only_wi8, 0.08 MB",
     )
     files = [name.removeprefix("tiny-net-coreml/") for name in unzipped(core_ml, tmp_path)]
     second = [name for name in files if "WeightOnlyWi8" in name]

@@ -71,9 +71,12 @@ def command(
     with console.work() as (progress, _):
         with progress.step("loading"):
             from exporter.checking.figures import bundles_in
-            from exporter.registry.publishing import publish
+            from exporter.registry.publishing import publish, require_whole
             from exporter.registry.stores.opening import open_store
-        bundles = bundles_in([Path(path) for path in given]) if given else []
+        folders = [Path(path) for path in given]
+        bundles = bundles_in(folders) if given else []
+        for folder in folders:
+            require_whole(folder)
         outcome = publish(
             bundles,
             open_store(url, timeout_s=timeout_s),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from exporter.errors import EdgeError, InputError, IntegrityError, UsageError
 from exporter.files import digest, scratch_folder, size_bytes, sorted_files
-from exporter.manifest import check_manifest
+from exporter.manifest import MANIFEST_NAME, check_manifest
 from exporter.progress import Progress
 from exporter.registry.documents import (
     INDEX,
@@ -125,6 +125,25 @@ def publish(
     lines = tuple(line for item in prepared for package in item.release.packages for line in package.lines)
     present = [item for item in prepared if item not in new]
     return Outcome(index, _titles(new), _titles(present), lines, _notes(prepared), state.uploaded_bytes)
+
+
+def require_whole(folder: Path) -> None:
+    """Raise `IntegrityError` (19) if `folder` is a build of which something is missing, added or changed.
+
+    Raises `InputError` (10) for a folder of several builds. Folders of bundles that no build wrote pass.
+    """
+    inside = sorted(item.parent for item in folder.glob(f"*/{MANIFEST_NAME}"))
+    builds = [item for item in inside if any(item.glob(f"*/{MANIFEST_NAME}"))]
+    if builds:
+        raise InputError(f"{folder} holds builds, and is none itself", fix=f"name one of them: {builds[-1]}")
+    if inside and (folder / MANIFEST_NAME).is_file():
+        try:
+            check_manifest(folder)
+        except IntegrityError as error:
+            raise IntegrityError(
+                f"the build {folder} is not as it was made: {error.cause}",
+                fix="build it again, or name the bundles that are to go one by one",
+            ) from error
 
 
 # --- packing ---------------------------------------------------------------------------------------------

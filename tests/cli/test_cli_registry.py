@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "registry"))
 
 from registry_ground import make_build, make_bundle, make_key, touch_up
 
+from exporter.manifest import write_manifest
+
 Call = Callable[..., Result]
 
 
@@ -196,6 +198,21 @@ def test_nothing_is_left_of_the_conversation(call: Call, build: Path) -> None:
     assert not list(Path("registry").rglob(".*"))
     call("pull", "sample-net", "--target", "ios", "--from", "registry")
     assert {path.name for path in Path("edge-pull/sample-net/1.0.0").iterdir()} == {"ios", "ios.release.json"}
+
+
+def test_half_a_build_is_not_published(call: Call, build: Path, workplace: Path) -> None:
+    (build / "provenance.json").write_text("{}")
+    write_manifest(build, {"name": "sample-net", "version": "1.0.0"})
+    refused(call("publish", workplace, "registry"), 10, "holds builds, and is none itself", f"{build}")
+    (build / "provenance.json").write_text("{ }")
+    refused(
+        call("publish", build, "registry"), 19, "build is not as it was made", "provenance.json has SHA-256"
+    )
+    (build / "provenance.json").write_text("{}")
+    (build / "ios").rename(workplace / "ios")
+    refused(call("publish", build, "registry"), 19, "build is not as it was made", "is missing")
+    assert not (workplace / "registry").exists()
+    assert call("publish", build / "android", "registry").exit_code == 0
 
 
 def test_a_home_that_cannot_be_and_a_folder_that_is_gone_are_told(

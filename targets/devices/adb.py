@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 from dataclasses import dataclass
 from typing import Final
@@ -146,18 +147,20 @@ def listed(text: str) -> list[tuple[str, str, str | None]]:
 
 def run_adb(*arguments: str, patience_s: float = _PATIENCE_S) -> subprocess.CompletedProcess[bytes]:
     """Return what `adb` did; `DeviceError` (18) if there is none, `TimeLimitError` (16) if it does not answer."""
+    # By its path: of a first adb that is broken, the system would pass on to a second one without a word.
+    program = shutil.which("adb")
+    if program is None:
+        raise DeviceError(
+            "adb is not installed", fix="apt install adb, or put Android's platform-tools on the PATH"
+        )
     try:
         return subprocess.run(
-            ["adb", *arguments],
+            [program, *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=patience_s,
             check=False,
         )
-    except FileNotFoundError as error:
-        raise DeviceError(
-            "adb is not installed", fix="apt install adb, or put Android's platform-tools on the PATH"
-        ) from error
     except OSError as error:
         raise DeviceError(f"adb cannot be run: {error.strerror}", fix="reinstall adb") from error
     except subprocess.TimeoutExpired as error:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch_programs import sqnr_db
@@ -63,6 +63,7 @@ def converted(weights: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @settings(deadline=None, max_examples=40)
+@example(seed=0, block=8, count=2, scale=0.01, calibrated=False)
 @given(
     seed=st.integers(0, 10_000),
     block=st.sampled_from([8, 32, 64]),
@@ -75,6 +76,13 @@ def test_a_converter_finds_the_integers_again(
 ) -> None:
     weights = rows((5, block * count), seed) * np.float32(scale)
     chosen = on_grid(weights, block, moments(block * count, seed) if calibrated else None)
+    # A block that is too small for float16's normal numbers stays as it is: no grid of it would be exact there.
+    small = np.abs(weights.reshape(5, -1, block)).max(axis=2) * 0.7 / LIMIT < 2.0**-14
+    small = np.repeat(small, block, axis=1) & np.repeat(
+        (chosen == weights).reshape(5, -1, block).all(axis=2), block, axis=1
+    )
+    assert small.mean() < 0.5
+    weights, chosen = np.where(small, 0, weights), np.where(small, 0, chosen)
     integers, scales = converted(chosen, block)
     assert np.abs(integers).max() == LIMIT
     np.testing.assert_allclose(integers * scales, chosen, rtol=1e-6)

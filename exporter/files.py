@@ -13,7 +13,9 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -26,6 +28,8 @@ from exporter.errors import BusyError, EdgeError, InputError, ResourceError, Usa
 _CHUNK_BYTES = 1 << 20
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+_UNFINISHED = ".edge-unfinished-"
+_NAME_IN_UNFINISHED = 100  # of 255 bytes that a name may have
 _STAGING_PREFIX = ".edge-staging-"
 _ASIDE_SUFFIX = "-old"
 _SCRATCH_LOCK = "lock"
@@ -115,7 +119,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             fix=f"make it, or name another: mkdir -p {path.parent}",
         )
     with disk_errors(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name[:_NAME_IN_UNFINISHED]}{_UNFINISHED}", dir=path.parent
+        )
         try:
             with os.fdopen(handle, "wb") as stream:
                 stream.write(content)
@@ -126,6 +132,13 @@ def write_bytes(path: Path, content: bytes) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether `path` is what a killed `write_bytes` was writing."""
+    return (
+        re.fullmatch(rf"\..*{re.escape(_UNFINISHED)}[a-z0-9_]{{8}}", path.name) is not None and path.is_file()
+    )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -151,7 +164,9 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _disk_error(path: Path, error: OSError) -> EdgeError:
-    named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+    # Of a copy, the second name is the one that is written.
+    name = error.filename2 or error.filename
+    named = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else path
     existing = next(parent for parent in (named, *named.absolute().parents) if parent.exists())
     free_mb = shutil.disk_usage(existing).free / 1e6
     return ResourceError(
@@ -198,7 +213,7 @@ def wait_for_lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on `path`, waiting for whoever has it; the file stays, for the next one to lock."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("a", encoding="utf-8")
+        stream = _open_lock(path)
     with stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
@@ -209,7 +224,7 @@ def _locked(path: Path, what: str) -> TextIO:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            stream = path.open("a+", encoding="utf-8")
+            stream = _open_lock(path)
         except FileNotFoundError:  # the holder took the folder away with the lock, as a failed build does
             continue
         try:
@@ -224,6 +239,27 @@ def _locked(path: Path, what: str) -> TextIO:
         if _is_named(stream, path):
             return stream
         stream.close()
+
+
+def _open_lock(path: Path) -> TextIO:
+    """Open a lock file, made if there is none; never one that a link leads to, and never a pipe that waits for a writer."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        handle = os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.EISDIR, errno.ENXIO}:
+            raise _no_lock(path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise _no_lock(path)
+    return os.fdopen(handle, "r+", encoding="utf-8")
+
+
+def _no_lock(path: Path) -> EdgeError:
+    return InputError(
+        f"{path} is no plain file, and a lock belongs there", fix=f"look at it, then remove it: {path}"
+    )
 
 
 def _is_named(stream: TextIO, path: Path) -> bool:

@@ -51,6 +51,8 @@ def _digest_of(body: Mapping[str, Any]) -> str:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of `folder`; `InputError` if it is no bundle, `IntegrityError` if it is damaged."""
     path = folder / MANIFEST_NAME
+    if path.is_symlink():
+        raise IntegrityError(f"{path} is a symbolic link", fix="build or pull the bundle again")
     if not path.is_file():
         raise InputError(
             f"{folder} is no bundle: it has no {MANIFEST_NAME}",
@@ -62,6 +64,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         kind, recorded = manifest["format"], manifest[_OWN_DIGEST]
         body = {key: value for key, value in manifest.items() if key != _OWN_DIGEST}
         whole = recorded == _digest_of(body) and content == canonical_json(manifest)
+        whole &= all(isinstance(entry["sha256"], str) for entry in manifest["files"].values())
+        whole &= all(isinstance(entry["size"], int) for entry in manifest["files"].values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path) from error
     if not whole:
@@ -94,7 +98,7 @@ def check_manifest(folder: Path) -> int:
     present = {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.is_file() or path.is_symlink()
+        if path.is_symlink() or not path.is_dir()
     }
     present.discard(MANIFEST_NAME)
     for name in sorted(set(recorded) - present):
@@ -105,8 +109,9 @@ def check_manifest(folder: Path) -> int:
         )
     for name in sorted(recorded):
         path = folder / name
-        if path.is_symlink():
-            raise IntegrityError(f"{path} is a symbolic link", fix="build or pull the bundle again")
+        if path.is_symlink() or not path.is_file():
+            kind = "a symbolic link" if path.is_symlink() else "no plain file"
+            raise IntegrityError(f"{path} is {kind}", fix="build or pull the bundle again")
         actual = digest(path)
         if actual != recorded[name]["sha256"]:
             raise IntegrityError(

@@ -28,10 +28,12 @@ from exporter.errors import (
     UsageError,
 )
 from exporter.files import cache_folder, state_folder
+from exporter.urls import without_credentials
 
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "std::bad_alloc", "bad allocation")
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EMFILE})
 _NO_ACCESS = frozenset({errno.EACCES, errno.EPERM})
+_NO_SUCH_KIND = frozenset({errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
 _NO_PLACE = frozenset({errno.ENOENT, errno.ENOTDIR})
 
 
@@ -88,6 +90,11 @@ def as_edge_error(error: BaseException, arguments: Sequence[str] = ()) -> EdgeEr
             return InputError(_os_cause(error), fix="change its permissions, or name another path")
         case OSError() if error.errno in _NO_PLACE and (told := _no_place(error)) is not None:
             return told
+        case OSError() if error.errno in _NO_SUCH_KIND and error.filename is not None:
+            return InputError(
+                _os_cause(error),
+                fix="something else is in its place, or its name is too long: name another path",
+            )
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return InternalError(text, fix="report this as a bug, with the log")
 
@@ -124,7 +131,7 @@ def _os_cause(error: OSError) -> str:
 def _command_line(arguments: Sequence[str]) -> str:
     import shlex
 
-    return shlex.join(["edge-export", *arguments])
+    return shlex.join(["edge-export", *map(without_credentials, arguments)])
 
 
 def _from_click(error: click.ClickException, arguments: Sequence[str]) -> UsageError:
@@ -151,7 +158,7 @@ def _fail(error: EdgeError, origin: BaseException | None, console: Console) -> i
     cause, fix = error.cause, error.fix
     if isinstance(error, InternalError) and log is not None:
         fix = f"{fix} {log}" if fix.endswith("with the log") else f"{fix} (log: {log})"
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):  # nobody reads, or its disk is full: the exit status tells
         _write_line(error.code, shortened(inert(cause)), shortened(inert(fix)))
         if console.verbose and log is not None:
             console.tell(f"log: {log}")

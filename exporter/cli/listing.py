@@ -89,7 +89,7 @@ def command(
     if lines:
         console.answer_commands(f"what teams paste for {best}", lines)
     else:
-        console.answer_commands("next", [f"edge-export list {url} NAME"])
+        console.answer_commands("next", [f"edge-export list {registry.store.url} NAME"])
 
 
 def _asked_for(releases: Releases, wanted: str, url: str) -> tuple[Releases, str | None]:

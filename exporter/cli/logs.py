@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from exporter import __version__
+from exporter.urls import without_credentials
 
 KEPT_LOGS = 20
 
@@ -37,7 +38,7 @@ class RunLog:
             started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
             self._append(
                 f"edge-export {__version__}, Python {sys.version.split()[0]}, {started}\n"
-                f"arguments: {list(self._arguments)!a}\n"
+                f"arguments: {[without_credentials(item) for item in self._arguments]!a}\n"
             )
         return self._path
 

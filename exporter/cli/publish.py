@@ -10,6 +10,9 @@ from exporter.cli import figures
 from exporter.cli.console import Console, pass_console, speaking
 from exporter.cli.registry_options import show_lines
 from exporter.errors import UsageError
+from exporter.urls import without_credentials
+
+_SHOWN = 8
 
 
 @click.command("publish", short_help="Put bundles into a registry that Gradle, SwiftPM and pip pull from.")
@@ -65,9 +68,13 @@ def command(
     """
     *given, url = paths
     if renew and given:
-        raise UsageError("--renew takes the registry alone", fix=f"edge-export publish --renew {url}")
+        raise UsageError(
+            "--renew takes the registry alone", fix=f"edge-export publish --renew {without_credentials(url)}"
+        )
     if not given and not renew:
-        raise UsageError("no bundle is named", fix=f"edge-export publish BUNDLE... {url}")
+        raise UsageError(
+            "no bundle is named", fix=f"edge-export publish BUNDLE... {without_credentials(url)}"
+        )
     with console.work() as (progress, _):
         with progress.step("loading"):
             from exporter.checking.figures import bundles_in
@@ -90,12 +97,13 @@ def command(
     if console.json:
         console.answer_json(
             {
-                "registry": url,
+                "registry": without_credentials(url),
                 "serial": index.serial if index else None,
                 "expires": index.expires.isoformat() if index else None,
                 "signed_by": index.signed_by if index else None,
                 "published": list(outcome.added),
                 "present": list(outcome.present),
+                "mended": list(outcome.mended),
                 "uploaded_bytes": outcome.uploaded_bytes,
                 "lines": show_lines(tuple(lines), url),
                 "notes": list(outcome.notes),
@@ -112,6 +120,9 @@ def command(
     console.heading(f"{len(outcome.added)} {verb}" if given else "index renewed", remark)
     console.answer_list("new", list(outcome.added))
     console.answer_list("already there, the same bytes", list(outcome.present))
+    mended = list(outcome.mended)
+    shown = [*mended[:_SHOWN], *([f"and {len(mended) - _SHOWN} more"] if len(mended) > _SHOWN else [])]
+    console.answer_list("was damaged or missing, and is written again", shown)
     console.answer_list("notes", list(outcome.notes))
     if lines:
         console.answer_commands("what teams paste", show_lines(tuple(lines), url))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -18,14 +18,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from exporter.errors import IntegrityError, UsageError
 from exporter.files import canonical_json
+from exporter.registry.stores.base import require_inside
 from exporter.registry.versions import require_name, require_version
 from targets.packaging.base import Ecosystem, Package, Published
 
 INDEX = "index.json"
 FORMAT = 1
 _OWN_DIGEST = "document_sha256"
-_TARGET_RULE = r"[a-z][a-z0-9-]{0,39}"
-_SERIAL_LIMIT = 1 << 53
+TARGET_RULE = r"[a-z][a-z0-9-]{0,39}"
+SERIAL_LIMIT = 1 << 53
+_LARGEST_FILE = 1 << 50
+_LONGEST_PATH = 1000
+_LONGEST_PART = 200  # bytes: beside a file stands its unfinished copy, and a system takes 255
+_DOCUMENT_RULE = r"[a-z0-9][a-z0-9-]{0,60}\.json"
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -38,7 +43,7 @@ class FileEntry(_Document):
     """The SHA-256 and the size in bytes of one file."""
 
     sha256: Digest
-    size: int = Field(ge=0)
+    size: int = Field(ge=0, le=_LARGEST_FILE)
 
 
 class PackageEntry(_Document):
@@ -62,10 +67,10 @@ class Release(_Document):
     format: Literal[1]
     name: str
     version: str
-    target: str = Field(pattern=f"^{_TARGET_RULE}$")
+    target: str = Field(pattern=f"^{TARGET_RULE}$")
     tool: str
-    bundle: Mapping[str, FileEntry]
-    documents: Mapping[str, FileEntry]
+    bundle: Mapping[str, FileEntry] = Field(min_length=1)
+    documents: Mapping[Annotated[str, Field(pattern=f"^{_DOCUMENT_RULE}$")], FileEntry]
     packages: tuple[PackageEntry, ...]
     files: Mapping[str, FileEntry]
 
@@ -90,7 +95,7 @@ class SignatureEntry(FileEntry):
     """A signature of a document: where it lies, and the fingerprint of the key that made it."""
 
     path: str
-    key: str
+    key: Digest
 
 
 class ReleaseEntry(FileEntry):
@@ -100,6 +105,9 @@ class ReleaseEntry(FileEntry):
     signatures: tuple[SignatureEntry, ...] = ()
     bundle_bytes: int = Field(ge=0)
     lines: tuple[str, ...] = ()
+
+
+_Targets = Annotated[Mapping[str, ReleaseEntry], Field(min_length=1)]
 
 
 class Index(_Document):
@@ -112,11 +120,11 @@ class Index(_Document):
 
     format: Literal[1]
     identity: str = Field(pattern=r"^[0-9a-f]{32}$")
-    serial: int = Field(ge=1, le=_SERIAL_LIMIT)
+    serial: int = Field(ge=1, le=SERIAL_LIMIT)
     issued: datetime
     expires: datetime
     signed_by: str | None = None
-    releases: Mapping[str, Mapping[str, Mapping[str, ReleaseEntry]]]
+    releases: Mapping[str, Annotated[Mapping[str, _Targets], Field(min_length=1)]] = Field(min_length=1)
     views: Mapping[str, FileEntry]
     keys: Mapping[Digest, FileEntry] = {}
 
@@ -164,6 +172,10 @@ def read_release(content: bytes, where: str) -> Release:
     with _naming(where):
         require_name(release.name)
         require_version(release.version)
+    if "release.json" in release.documents:  # that is the name of this document itself, once it is pulled
+        raise _inconsistent(where, "has a document called release.json")
+    for paths in (release.bundle, release.files):
+        _require_tree(paths, where)
     for package in release.packages:
         for path in package.files:
             if path not in release.files:
@@ -177,14 +189,33 @@ def read_index(content: bytes, where: str) -> Index:
     """Return the index that `content`, read from `where`, holds; `IntegrityError` if it is damaged or inconsistent."""
     index = Index.model_validate(_checked(content, where, Index))
     with _naming(where):
-        for name, version, target, entry in index.entries():
+        for name, versions in index.releases.items():
             require_name(name)
-            require_version(version)
+            for version in versions:
+                require_version(version)
+        for name, version, target, entry in index.entries():
             if entry.path != release_path(name, version, target):
                 raise _inconsistent(where, f"says that {name} {version} for {target} lies at {entry.path!r}")
     if index.issued.tzinfo is None or index.expires.tzinfo is None:
         raise _inconsistent(where, "gives times without a zone")
     return index
+
+
+def _require_tree(paths: Iterable[str], where: str) -> None:
+    """Raise `IntegrityError` unless `paths` can be files of one folder: inside it, of sane length, none below another."""
+    folders: set[str] = set()
+    for path in paths:
+        require_inside(path)
+        parts = path.split("/")
+        if (
+            len(path) > _LONGEST_PATH
+            or not {"", ".", ".."}.isdisjoint(parts)
+            or max(len(part.encode(errors="replace")) for part in parts) > _LONGEST_PART
+        ):
+            raise _inconsistent(where, f"names {path[:_LONGEST_PART]!r}, which is no file's path")
+        folders.update("/".join(parts[:depth]) for depth in range(1, len(parts)))
+    if both := folders.intersection(paths):
+        raise _inconsistent(where, f"names {min(both)!r} as a file and as a folder")
 
 
 def now() -> datetime:

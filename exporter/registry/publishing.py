@@ -7,6 +7,8 @@ A publish that was killed left nothing that any client lists; the next one goes 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import re
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +23,8 @@ from exporter.manifest import MANIFEST_NAME, check_manifest
 from exporter.progress import Progress
 from exporter.registry.documents import (
     INDEX,
+    SERIAL_LIMIT,
+    TARGET_RULE,
     FileEntry,
     Index,
     PackageEntry,
@@ -32,13 +36,13 @@ from exporter.registry.documents import (
     index_signature_path,
     now,
     read_index,
-    read_release,
     release_path,
     serialized,
 )
 from exporter.registry.page import page_of
-from exporter.registry.reading import READERS, release_content
+from exporter.registry.reading import READERS, Registry, release_content
 from exporter.registry.stores.base import Store, WritableStore
+from exporter.registry.trust import require_not_older
 from exporter.registry.versions import require_name, require_version
 from targets.packaging import VIEWS
 from targets.packaging.base import Bundle, Ecosystem, Package, PackRequest, Packs, Published, read_bundle
@@ -60,6 +64,7 @@ class Outcome:
     lines: tuple[str, ...]
     notes: tuple[str, ...]
     uploaded_bytes: int
+    mended: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -80,6 +85,7 @@ class _State:
     index: Index | None
     releases: dict[str, Release]
     uploaded_bytes: int = 0
+    mended: list[str] = field(default_factory=list)
 
 
 def publish(
@@ -111,12 +117,13 @@ def publish(
                 prepared.append(_prepare(bundle, scratch / str(number)))
                 advance(number)
         _require_different(prepared)
+        _require_own(store, is_first=bool(prepared))
         with contextlib.nullcontext() if only_plan else store.lock():
-            state = _read_state(store, sign_with)
-            if state.index is None and not prepared:
-                raise InputError(f"{store.url} is no registry yet", fix="publish a bundle to it")
+            state = _read_state(store, sign_with, [] if only_plan else prepared)
             new = [item for item in prepared if not _is_published(state, item)]
             index = state.index
+            if not only_plan and index is not None:
+                _mend(state, index, [item for item in prepared if item not in new], progress)
             if not only_plan and (new or not prepared or sign_with is not None):
                 _write_releases(state, new, progress)
                 index = _next_index(state, new, sign_with, valid_days)
@@ -124,7 +131,15 @@ def publish(
                 _commit(state, index, sign_with)
     lines = tuple(line for item in prepared for package in item.release.packages for line in package.lines)
     present = [item for item in prepared if item not in new]
-    return Outcome(index, _titles(new), _titles(present), lines, _notes(prepared), state.uploaded_bytes)
+    return Outcome(
+        index,
+        _titles(new),
+        _titles(present),
+        lines,
+        _notes(prepared),
+        state.uploaded_bytes,
+        tuple(state.mended),
+    )
 
 
 def require_whole(folder: Path) -> None:
@@ -136,6 +151,11 @@ def require_whole(folder: Path) -> None:
     builds = [item for item in inside if any(item.glob(f"*/{MANIFEST_NAME}"))]
     if builds:
         raise InputError(f"{folder} holds builds, and is none itself", fix=f"name one of them: {builds[-1]}")
+    if inside and not (folder / MANIFEST_NAME).exists() and (folder / PROVENANCE).exists():
+        raise IntegrityError(
+            f"the build {folder} is not as it was made: {folder / MANIFEST_NAME} is missing",
+            fix="build it again, or name the bundles that are to go one by one",
+        )
     if inside and (folder / MANIFEST_NAME).is_file():
         try:
             check_manifest(folder)
@@ -157,6 +177,10 @@ def _prepare(folder: Path, scratch: Path) -> _Prepared:
     bundle = read_bundle(folder)
     require_name(bundle.name)
     require_version(bundle.version)
+    if not re.fullmatch(TARGET_RULE, bundle.target):
+        raise IntegrityError(
+            f"{folder} is for {bundle.target!r}, which is no target's name", fix="build it again"
+        )
     scratch.mkdir()
     notes = []
     try:
@@ -229,6 +253,20 @@ def _require_apart(bundles: Sequence[Path], store: Store) -> None:
             )
 
 
+def _require_own(store: WritableStore, *, is_first: bool) -> None:
+    """Refuse, before anything is touched, a place that holds other things than a registry; `is_first` may make one."""
+    if store.read(INDEX) is not None:
+        return
+    if not is_first:
+        raise InputError(f"{store.url} is no registry yet", fix="publish a bundle to it")
+    there = store.listing() or []
+    if there and not any(path.startswith("blobs/") for path in there):
+        raise UsageError(
+            f"{store.url} holds other files ({there[0]}) and is no registry",
+            fix="name a new folder or prefix",
+        )
+
+
 def _require_different(prepared: Sequence[_Prepared]) -> None:
     titles = _titles(prepared)
     for title in titles:
@@ -251,25 +289,36 @@ def _notes(prepared: Iterable[_Prepared]) -> tuple[str, ...]:
 # --- what is there ---------------------------------------------------------------------------------------
 
 
-def _read_state(store: WritableStore, sign_with: Path | None) -> _State:
+def _read_state(store: WritableStore, sign_with: Path | None, prepared: Sequence[_Prepared]) -> _State:
     """Read the registry under its lock; whoever publishes to a signed one signs too."""
     content = store.read(INDEX)
     if content is None:
         return _State(store, None, {})
     index = read_index(content, f"{store.url}/{INDEX}")
+    # Who goes on from an index that somebody put back would fork the registry.
+    require_not_older(store.url, index, content, is_signed=False)
     if index.signed_by is not None and sign_with is None:
         raise IntegrityError(
             f"{store.url} is signed (key {index.signed_by[:16]}…), and this publish is not",
             fix="add --sign KEY.pem: an unsigned index would be refused by everybody who checks",
         )
-    entries = [entry for _, _, _, entry in index.entries()]
-    with ThreadPoolExecutor(READERS) as pool:
-        contents = pool.map(lambda entry: release_content(store, entry), entries)
-        releases = {
-            entry.path: read_release(content, f"{store.url}/{entry.path}")
-            for entry, content in zip(entries, contents, strict=True)
-        }
-    return _State(store, index, releases)
+    mended = _restore_documents(store, index, prepared)
+    return _State(store, index, Registry(store, index, ()).releases(), mended=mended)
+
+
+def _restore_documents(store: WritableStore, index: Index, prepared: Sequence[_Prepared]) -> list[str]:
+    """Write again the release documents that the index lists, that are lost, and that `prepared` makes byte for byte."""
+    entries = {entry.path: entry.sha256 for *_, entry in index.entries()}
+    contents = {
+        path: item.content
+        for item in prepared
+        for path in (release_path(item.release.name, item.release.version, item.release.target),)
+        if entries.get(path) == hashlib.sha256(item.content).hexdigest()
+    }
+    lost = store.lost({path: entries[path] for path in contents})
+    for path in lost:
+        store.write(path, contents[path])
+    return lost
 
 
 def _is_published(state: _State, item: _Prepared) -> bool:
@@ -281,27 +330,28 @@ def _is_published(state: _State, item: _Prepared) -> bool:
     there = state.releases.get(release_path(release.name, release.version, release.target))
     if there is None:
         return False
-    mine, theirs = (each.model_copy(update={"documents": {}}) for each in (release, there))
-    if mine == theirs:
+    if release.bundle == there.bundle:
+        if release.model_copy(update={"documents": there.documents}) != there:
+            item.notes.append(
+                f"{_title(release)}: another version of this tool wrote its packages, and they stay"
+            )
         return True
     raise IntegrityError(
-        f"{_title(release)} is published in {state.store.url} with other bytes: {_difference(mine, theirs)}",
+        f"{_title(release)} is published in {state.store.url} with other bytes: {_difference(release, there)}",
         fix="raise model.version and build again: what is published never changes",
     )
 
 
 def _difference(mine: Release, theirs: Release) -> str:
     """Return the first file that two releases do not share, with both digests."""
-    for kind in ("bundle", "files"):
-        ours: Mapping[str, FileEntry] = getattr(mine, kind)
-        others: Mapping[str, FileEntry] = getattr(theirs, kind)
-        for path in sorted(set(ours) | set(others)):
-            here, there = (
-                entries[path].sha256[:16] + "…" if path in entries else "absent" for entries in (ours, others)
-            )
-            if here != there:
-                return f"{path} is {there} there and {here} here"
-    return "it was packed by another version of this tool"
+    for path in sorted({*mine.bundle, *theirs.bundle}):
+        here, there = (
+            entries[path].sha256[:16] + "…" if path in entries else "absent"
+            for entries in (mine.bundle, theirs.bundle)
+        )
+        if here != there:
+            return f"{path} is {there} there and {here} here"
+    raise AssertionError("unreachable: the bundles differ")
 
 
 # --- writing ---------------------------------------------------------------------------------------------
@@ -327,9 +377,14 @@ def _write_releases(state: _State, new: Sequence[_Prepared], progress: Progress)
         state.releases[release_path(item.release.name, item.release.version, item.release.target)] = (
             item.release
         )
-    first = [path for path in work if path not in last]
+    # One blob before all else: by it a registry is known whose first publish was killed.
+    first = sorted(
+        (path for path in work if path not in last), key=lambda path: not path.startswith("blobs/")
+    )
     with progress.step("uploading", len(work) + len(new)) as advance:
-        _upload_all(state, first, work, advance)
+        for path in first[:1]:
+            _upload(state, path, *work[path])
+        _upload_all(state, first[1:], work, advance)
         for path in (path for path in last if path in work):
             _upload(state, path, *work[path])
         for item in new:
@@ -337,6 +392,35 @@ def _write_releases(state: _State, new: Sequence[_Prepared], progress: Progress)
             state.store.write(path, item.content)
             state.uploaded_bytes += len(item.content)
         advance(len(work) + len(new))
+
+
+def _mend(state: _State, index: Index, present: Sequence[_Prepared], progress: Progress) -> None:
+    """Write again, byte for byte, what published releases have lost: of `present` every file, of all what makes itself."""
+    written: dict[str, bytes] = {}
+    for *_, entry in index.entries():
+        written[entry.path] = serialized(state.releases[entry.path])
+    written |= {
+        path: content
+        for path, content in views_of(state.releases.values()).items()
+        if index.views.get(path) == file_entry(content)
+    }
+    digests = {path: hashlib.sha256(content).hexdigest() for path, content in written.items()}
+    sources: dict[str, Path] = {}
+    for item in present:
+        release = item.release
+        there = state.releases[release_path(release.name, release.version, release.target)]
+        for path, sha256 in _listed([there]).items():
+            if path in item.sources and digest(item.sources[path]) == sha256:
+                sources[path], digests[path] = item.sources[path], sha256
+    with progress.step("looking for what is lost"):
+        lost = state.store.lost(digests)
+    state.mended += lost
+    for path in lost:
+        if path in sources:
+            _upload(state, path, sources[path], digests[path])
+        else:
+            state.store.write(path, written[path])
+            state.uploaded_bytes += len(written[path])
 
 
 def _upload_all(
@@ -389,6 +473,11 @@ def _next_index(state: _State, new: Sequence[_Prepared], sign_with: Path | None,
         release = state.releases[path]
         releases[release.name][release.version][release.target] = signed
     moment = now()
+    if before is not None and before.serial >= SERIAL_LIMIT:
+        raise IntegrityError(
+            f"the index of {state.store.url} has serial {before.serial}, the last there is",
+            fix="publish to a new registry",
+        )
     return Index(
         format=1,
         identity=before.identity if before else secrets.token_hex(16),
@@ -447,7 +536,13 @@ def views_of(releases: Iterable[Release]) -> dict[str, bytes]:
             by_ecosystem[published.package.ecosystem].append(published)
     for ecosystem, published_packages in sorted(by_ecosystem.items()):
         if ecosystem in VIEWS:
-            views |= VIEWS[ecosystem](published_packages)
+            try:
+                views |= VIEWS[ecosystem](published_packages)
+            except KeyError as error:
+                raise IntegrityError(
+                    f"a package for {ecosystem} is described without {error}",
+                    fix="do not use this registry; ask who keeps it",
+                ) from error
     return views
 
 
@@ -474,5 +569,7 @@ def _commit(state: _State, index: Index, sign_with: Path | None) -> None:
         state.store.write(index_signature_path(index.serial), sign_document(content, INDEX, sign_with))
     state.store.write(INDEX, content)
     state.uploaded_bytes += len(content)
+    with contextlib.suppress(EdgeError, OSError):  # it is published, whether this host can remember it or not
+        require_not_older(state.store.url, index, content, is_signed=False)
     if state.index is not None and state.index.signed_by is not None:
         state.store.delete(index_signature_path(state.index.serial))

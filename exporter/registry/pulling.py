@@ -21,10 +21,11 @@ from exporter.files import (
     disk_errors,
     hold_lock,
     require_folder,
+    sorted_files,
     wait_for_lock,
     write_bytes,
 )
-from exporter.manifest import check_manifest
+from exporter.manifest import check_manifest, read_manifest
 from exporter.progress import Progress
 from exporter.registry.documents import FileEntry, Release, ReleaseEntry, blob_path
 from exporter.registry.reading import READERS, Registry, release_content
@@ -102,8 +103,8 @@ def pull(registry: Registry, chosen: Chosen, out: Path, *, progress: Progress) -
     _require_apart(registry, out)
     require_folder(out, what="--out")
     release = registry.release(chosen.entry)
-    _require_meant(release, chosen, registry)
     destination = out / chosen.name / chosen.version / chosen.target
+    _require_own(destination, release)
     wanted = release.blobs()
     cache = cache_folder() / "blobs"
     fetched = _fetch_all(registry.store, wanted, cache, progress)
@@ -112,8 +113,9 @@ def pull(registry: Registry, chosen: Chosen, out: Path, *, progress: Progress) -
         try:
             with appear_at_once(destination) as staging:
                 _assemble(release.bundle, cache, staging)
-                check_manifest(staging)
-            _write_papers(registry, chosen, release, cache, destination)
+                _require_described(staging, release, f"{registry.store.url}/{chosen.entry.path}")
+                # Before the folder appears: a bundle without its papers could not be verified.
+                _write_papers(registry, chosen, release, cache, destination)
         finally:
             holder.unlink(missing_ok=True)
     return Pulled(
@@ -138,16 +140,35 @@ def _require_apart(registry: Registry, out: Path) -> None:
         raise UsageError(f"--out {out} lies inside the registry {url}", fix="name a folder outside of it")
 
 
-def _require_meant(release: Release, chosen: Chosen, registry: Registry) -> None:
-    is_meant = (release.name, release.version, release.target) == (chosen.name, chosen.version, chosen.target)
-    if not is_meant:
+def _require_own(destination: Path, release: Release) -> None:
+    """What is no part of the release is somebody's work, such as what `bench` measured: it is not replaced."""
+    if not destination.is_dir() or destination.is_symlink():
+        return
+    for path in sorted_files(destination):
+        name = path.relative_to(destination).as_posix()
+        if name not in release.bundle:
+            raise InputError(
+                f"{destination} is there, with {name}, which is no part of this release",
+                fix="move the folder away if you want to keep that, or name another --out",
+            )
+
+
+def _require_described(staging: Path, release: Release, where: str) -> None:
+    """Raise `IntegrityError` unless the bundle in `staging` is whole by its own manifest, and says what the release says."""
+    try:
+        check_manifest(staging)
+        manifest = read_manifest(staging)
+    except (InputError, IntegrityError) as error:
+        cause = error.cause.replace(f"{staging}/", "").replace(str(staging), "it")
         raise IntegrityError(
-            f"{registry.store.url}/{chosen.entry.path} is the release of {release.name} {release.version} for "
-            f"{release.target}",
-            fix="the registry mixes releases: do not use it; ask who keeps it",
+            f"{where} holds no sound bundle: {cause}", fix="do not use this release; ask who published it"
+        ) from error
+    says = tuple(manifest.get(key) for key in ("name", "version", "target"))
+    if says != (release.name, release.version, release.target):
+        raise IntegrityError(
+            f"{where} holds the bundle of {' '.join(map(str, says))}",
+            fix="do not use this release; ask who published it",
         )
-    for path in (*release.bundle, *release.documents):
-        require_inside(path)
 
 
 def _fetch_all(store: Store, wanted: Mapping[str, int], cache: Path, progress: Progress) -> int:

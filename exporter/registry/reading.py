@@ -21,8 +21,9 @@ from exporter.registry.documents import (
     now,
     read_index,
     read_release,
+    release_path,
 )
-from exporter.registry.stores.base import Store
+from exporter.registry.stores.base import Store, missing
 from exporter.registry.trust import require_not_older
 
 READERS = 8
@@ -39,7 +40,14 @@ class Registry:
 
     def release(self, entry: ReleaseEntry) -> Release:
         """Return a release, checked against the index and, where keys are demanded, its signature."""
-        return read_release(release_content(self.store, entry, self.keys), f"{self.store.url}/{entry.path}")
+        where = f"{self.store.url}/{entry.path}"
+        release = read_release(release_content(self.store, entry, self.keys), where)
+        if entry.path != release_path(release.name, release.version, release.target):
+            raise IntegrityError(
+                f"{where} is the release of {release.name} {release.version} for {release.target}",
+                fix="the registry mixes releases: do not use it; ask who keeps it",
+            )
+        return release
 
     def releases(self) -> dict[str, Release]:
         """Return every release by the path of its document."""
@@ -111,8 +119,10 @@ def release_content(store: Store, entry: ReleaseEntry, keys: Sequence[Path] = ()
     content = kept.read_bytes() if kept.is_file() else None
     if content is None or hashlib.sha256(content).hexdigest() != entry.sha256:
         content = store.read(entry.path)
-        actual = "nothing" if content is None else hashlib.sha256(content).hexdigest()
-        if content is None or actual != entry.sha256:
+        if content is None:
+            raise missing(store.url, entry.path)
+        actual = hashlib.sha256(content).hexdigest()
+        if actual != entry.sha256:
             raise IntegrityError(
                 f"{store.url}/{entry.path} has SHA-256 {actual[:16]}…, the index records {entry.sha256[:16]}…",
                 fix="do not use it; publish that version again if it is yours",

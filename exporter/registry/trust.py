@@ -46,7 +46,8 @@ def _compare(url: str, index: Index, digest: str, seen: Mapping[str, Any]) -> No
     if index.serial < seen["serial"]:
         raise IntegrityError(
             f"{url} serves an older index than before: serial {index.serial}, seen was {seen['serial']}",
-            fix="somebody put back an old copy, or a cache in between is stale; ask who keeps the registry",
+            fix="somebody put back an old copy, or a cache in between is stale; ask who keeps the registry "
+            f"(who put it back on purpose removes its entry from {state_file()})",
         )
     if index.serial == seen["serial"] and digest != seen["sha256"]:
         raise IntegrityError(
@@ -59,12 +60,13 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        return {
+        known = {
             str(url): {"identity": str(e["identity"]), "serial": int(e["serial"]), "sha256": str(e["sha256"])}
-            for url, e in known.items()
+            for url, e in json.loads(path.read_text(encoding="utf-8")).items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        canonical_json(known)  # it will be written again
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise IntegrityError(
             f"{path} is damaged: what was seen of registries cannot be read", fix=f"remove it: rm {path}"
         ) from error
+    return known

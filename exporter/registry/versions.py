@@ -133,6 +133,8 @@ def _bounds(operator: str, text: str, whole: str) -> list[Bound]:
     found = _PARTIAL.fullmatch(text)
     if found is None:
         raise _no_range(whole)
+    if found[2] in {"x", "*"} and found[3] not in {None, "x", "*"}:
+        raise _no_range(whole)
     numbers = [int(part) for part in found.groups() if part and part not in "x*"]
     low, above = _start(numbers), _start([*numbers[:-1], numbers[-1] + 1])
     match operator:

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 from exporter.artifacts import TensorSpec
+from exporter.contract import read_contract
 from exporter.errors import IntegrityError
 from exporter.manifest import read_manifest
 
@@ -127,9 +128,8 @@ def read_bundle(folder: Path) -> Bundle:
     """
     manifest = read_manifest(folder)
     try:
-        listing, preprocess, golden = (
-            _document(folder / name) for name in ("models.json", "preprocess.json", "golden/golden.json")
-        )
+        listing, golden = (_document(folder / name) for name in ("models.json", "golden/golden.json"))
+        preparing = read_contract(folder)
         return Bundle(
             folder=folder,
             name=str(manifest["name"]),
@@ -138,11 +138,11 @@ def read_bundle(folder: Path) -> Bundle:
             tool=str(manifest["tool"]),
             options=dict(manifest.get("options", {})),
             models=tuple(_model(entry) for entry in listing["models"]),
-            contract=dict(preprocess["contract"]),
-            labels=tuple(map(str, preprocess["labels"])),
+            contract=dict(preparing.contract),
+            labels=preparing.labels,
             golden=golden,
         )
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise IntegrityError(
             f"{folder} is no bundle that can be packed ({type(error).__name__}: {error})",
             fix="name one target's folder of a build, or build it again",

@@ -12,7 +12,7 @@ from click.testing import Result
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "registry"))
 
-from registry_ground import make_build, make_bundle, make_key, touch_up
+from registry_ground import make_build, make_bundle, make_key, serve, touch_up
 
 from exporter.manifest import write_manifest
 
@@ -200,6 +200,37 @@ def test_nothing_is_left_of_the_conversation(call: Call, build: Path) -> None:
     assert {path.name for path in Path("edge-pull/sample-net/1.0.0").iterdir()} == {"ios", "ios.release.json"}
 
 
+def test_a_password_in_a_url_is_not_shown(
+    call: Call, build: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call("publish", build, "registry")
+    with serve(workplace / "registry") as served:
+        url = served.url.replace("//", "//user:S3CRET@")
+        results = [call("list", url), call("list", url, "sample-net"), call("list", url, "--json")]
+    assert [result.exit_code for result in results] == [0, 0, 0]
+    results += [
+        call("publish", "--renew", "a", url),
+        call("publish", url),
+        call("list", f"{served.url}/?t=S3CRET"),
+    ]
+    results += [call("list", "http://user:S3/CRET@127.0.0.1:1/x")]
+    assert not any("S3" in result.output or "CRET" in result.output for result in results)
+    assert not any("CRET" in path.read_text() for path in workplace.parent.rglob("*.log"))
+
+
+def test_a_variable_that_names_no_key_is_a_mistake(
+    call: Call, build: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call("publish", build, "registry")
+    for value, cause in (
+        ("", "is set and names no key"),
+        (":", "is set and names no key"),
+        ("a.pem", "a.pem, which"),
+    ):
+        monkeypatch.setenv("EDGE_EXPORT_KEYS", value)
+        refused(call("list", "registry"), 2, cause)
+
+
 def test_half_a_build_is_not_published(call: Call, build: Path, workplace: Path) -> None:
     (build / "provenance.json").write_text("{}")
     write_manifest(build, {"name": "sample-net", "version": "1.0.0"})
@@ -209,6 +240,9 @@ def test_half_a_build_is_not_published(call: Call, build: Path, workplace: Path)
         call("publish", build, "registry"), 19, "build is not as it was made", "provenance.json has SHA-256"
     )
     (build / "provenance.json").write_text("{}")
+    (build / "manifest.json").rename(workplace / "aside")
+    refused(call("publish", build, "registry"), 19, "build is not as it was made", "manifest.json is missing")
+    (workplace / "aside").rename(build / "manifest.json")
     (build / "ios").rename(workplace / "ios")
     refused(call("publish", build, "registry"), 19, "build is not as it was made", "is missing")
     assert not (workplace / "registry").exists()

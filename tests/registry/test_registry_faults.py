@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gzip
+import hashlib
 import json
 import os
 import random
@@ -31,6 +32,7 @@ from registry_ground import (
 
 from exporter.errors import (
     EdgeError,
+    InputError,
     IntegrityError,
     ResourceError,
     TimeLimitError,
@@ -45,6 +47,7 @@ from exporter.registry.publishing import publish
 from exporter.registry.pulling import Pulled, choose_release, pull
 from exporter.registry.reading import open_registry
 from exporter.registry.stores.opening import open_store
+from exporter.registry.trust import state_file
 from exporter.registry.versions import parse_range
 
 
@@ -170,14 +173,30 @@ def test_mixed_releases_of_two_versions_are_refused(registry: Path, tmp_path: Pa
         update={"path": "releases/sample-net/2.0.0/raspberry-pi.json"}
     )
     rewrite_index(registry, releases=releases)
+    state_file().unlink()  # of a client that sees it for the first time
     with pytest.raises(IntegrityError, match=r"is the release of sample-net 1\.0\.0 for raspberry-pi"):
         bring(registry, tmp_path / "out")
     with pytest.raises(IntegrityError, match=r"is the release of sample-net 1\.0\.0 for raspberry-pi"):
         in_order(registry)
 
 
-@pytest.mark.parametrize("name", ["../../evil", "/etc/evil", "a\\..\\evil", "a/../../evil"])
-def test_a_release_cannot_write_outside_its_folder(registry: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        *(
+            (name, "is no path inside it")
+            for name in ("../../evil", "/etc/evil", "a\\..\\evil", "a/../../evil")
+        ),
+        *(
+            (name, "is no file's path")
+            for name in ("./evil", "a//evil", "evil/", "evil" * 60, "evil/" * 300 + "x")
+        ),
+        ("README.md/evil", "names 'README.md' as a file and as a folder"),
+    ],
+)
+def test_a_release_cannot_write_outside_its_folder(
+    registry: Path, tmp_path: Path, name: str, cause: str
+) -> None:
     path = registry / "releases" / "sample-net" / "1.0.0" / "raspberry-pi.json"
     release = read_release(path.read_bytes(), "release")
     forged = serialized(
@@ -186,12 +205,11 @@ def test_a_release_cannot_write_outside_its_folder(registry: Path, tmp_path: Pat
     path.write_bytes(forged)
     index = read_index((registry / INDEX).read_bytes(), "index")
     entry = index.releases["sample-net"]["1.0.0"]["raspberry-pi"]
-    import hashlib
-
     fitting = entry.model_copy(update={"sha256": hashlib.sha256(forged).hexdigest(), "size": len(forged)})
     targets = {**index.releases["sample-net"]["1.0.0"], "raspberry-pi": fitting}
     rewrite_index(registry, releases={"sample-net": {"1.0.0": targets}})
-    with pytest.raises(IntegrityError, match="is no path inside it"):
+    state_file().unlink()  # of a client that sees it for the first time
+    with pytest.raises(IntegrityError, match=cause):
         bring(registry, tmp_path / "out")
     assert not list(tmp_path.rglob("evil"))
 
@@ -223,8 +241,6 @@ def test_an_index_of_another_format_or_with_other_fields_is_told(registry: Path)
         ({"serial": 0}, "serial"),
     ):
         body = {key: value for key, value in {**document, **change}.items() if key != "document_sha256"}
-        import hashlib
-
         own = hashlib.sha256(canonical_json(body)).hexdigest()
         (registry / INDEX).write_bytes(canonical_json({**body, "document_sha256": own}))
         with pytest.raises(IntegrityError, match=cause):
@@ -509,3 +525,113 @@ def test_urls_that_are_none_are_told(url: str, kind: type[EdgeError]) -> None:
 
 def test_credentials_in_a_url_are_not_repeated() -> None:
     assert "secret" not in open_store("http://user:secret@127.0.0.1:9/x").url
+
+
+# --- other people's things -------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_no_registry_is_left_alone(tmp_path: Path) -> None:
+    mine = tmp_path / "project" / ".env.template"
+    mine.parent.mkdir()
+    mine.write_text("secret")
+    with pytest.raises(InputError, match="is no registry yet"):
+        publish([], open_store(str(mine.parent)), sign_with=None, progress=Silence())
+    with pytest.raises(UsageError, match=r"holds other files \(\.env\.template\) and is no registry"):
+        put([make_bundle(tmp_path / "bundle")], mine.parent)
+    with pytest.raises(InputError, match="is no registry yet"):
+        publish([], open_store(str(tmp_path / "none" / "here")), sign_with=None, progress=Silence())
+    assert [path.name for path in mine.parent.iterdir()] == [".env.template"]
+    assert not (tmp_path / "none").exists()
+
+
+def test_only_ones_own_leftovers_are_cleared(registry: Path, tmp_path: Path) -> None:
+    foreign, ours = registry / ".myfile.abcdefgh", registry / "maven" / ".x.edge-unfinished-abcdefgh"
+    for path in (foreign, ours):
+        path.write_text("x")
+    put([make_bundle(tmp_path / "two", version="2.0.0")], registry)
+    assert (foreign.exists(), ours.exists()) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path.parent.parent / "victim")]
+)
+def test_a_lock_is_a_file_and_nothing_else(
+    registry: Path, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    """Through a link, taking the lock emptied whatever file it led to."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (registry.parent / "victim").write_text("precious")
+    lock = registry / ".edge-publish.lock"
+    make(lock)
+    with pytest.raises(InputError, match="is no plain file, and a lock belongs there"):
+        publish([], open_store(str(registry)), sign_with=None, progress=Silence())
+    holder = tmp_path / "out" / "sample-net" / "1.0.0" / ".raspberry-pi.lock"
+    holder.parent.mkdir(parents=True)
+    holder.symlink_to(victim)
+    if lock.is_dir():
+        lock.rmdir()
+    else:
+        lock.unlink()
+    with pytest.raises(InputError, match="is no plain file, and a lock belongs there"):
+        bring(registry, tmp_path / "out")
+    assert victim.read_text() == (registry.parent / "victim").read_text() == "precious"
+
+
+def test_who_publishes_does_not_go_on_from_an_older_index(registry: Path) -> None:
+    store, older = open_store(str(registry)), (registry / INDEX).read_bytes()
+    publish([], store, sign_with=None, progress=Silence())
+    (registry / INDEX).write_bytes(older)
+    with pytest.raises(IntegrityError, match="older index than before: serial 1, seen was 2"):
+        publish([], store, sign_with=None, progress=Silence())
+    assert (registry / INDEX).read_bytes() == older
+
+
+def test_a_pull_replaces_nothing_but_what_it_brought(registry: Path, tmp_path: Path) -> None:
+    first = bring(registry, tmp_path / "out")
+    (first.path / "README.md").write_text("damaged")
+    assert "damaged" not in (bring(registry, tmp_path / "out").path / "README.md").read_text()
+    (first.path / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"is there, with mine\.txt, which is no part of this release"):
+        bring(registry, tmp_path / "out")
+    assert (first.path / "mine.txt").read_text() == "mine"
+
+
+def test_what_a_registry_lost_is_written_again_by_who_has_it(
+    registry: Path, build: list[Path], tmp_path: Path
+) -> None:
+    before = snapshot(registry)
+    blobs = sorted(path for path in (registry / "blobs").rglob("*") if path.is_file())
+    blobs[0].unlink()
+    blobs[1].write_bytes(b"other")
+    blobs[2].unlink()
+    blobs[2].symlink_to(blobs[3])
+    listing = registry / "index.html"
+    listing.write_text("evil")
+    (registry / "releases" / "sample-net" / "1.0.0" / "ios.json").unlink()
+    outcome = publish(build, open_store(str(registry)), sign_with=None, progress=Silence())
+    assert len(outcome.mended) == 5
+    assert outcome.added == ()
+    assert snapshot(registry) == before
+    listing.write_text("evil")
+    publish([], open_store(str(registry)), sign_with=None, progress=Silence())
+    assert {k: v for k, v in snapshot(registry).items() if k != INDEX} == {
+        k: v for k, v in before.items() if k != INDEX
+    }
+    assert bring(registry, tmp_path / "out").release.name == "sample-net"
+
+
+def test_a_release_whose_bundle_says_another_name_is_refused(registry: Path, tmp_path: Path) -> None:
+    other = make_bundle(tmp_path / "other", name="other-net")
+    put([other], registry)
+    index = read_index((registry / INDEX).read_bytes(), "index")
+    place = registry / "releases" / "sample-net" / "1.0.0" / "raspberry-pi.json"
+    foreign = read_release((registry / "releases/other-net/1.0.0/raspberry-pi.json").read_bytes(), "release")
+    forged = serialized(foreign.model_copy(update={"name": "sample-net"}))
+    place.write_bytes(forged)
+    entry = index.releases["sample-net"]["1.0.0"]["raspberry-pi"]
+    fitting = entry.model_copy(update={"sha256": hashlib.sha256(forged).hexdigest(), "size": len(forged)})
+    rewrite_index(registry, releases={"sample-net": {"1.0.0": {"raspberry-pi": fitting}}})
+    state_file().unlink()
+    with pytest.raises(IntegrityError, match=r"holds the bundle of other-net 1\.0\.0 raspberry-pi"):
+        bring(registry, tmp_path / "out")

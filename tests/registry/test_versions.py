@@ -74,6 +74,12 @@ def test_any_text_is_a_range_or_a_usage_error(text: str) -> None:
         assert "is no version range" in error.cause
 
 
+@pytest.mark.parametrize("text", ["1.x.3", "1.*.0", "x.1", "1.2.x.4", "^1.x.3"])
+def test_a_number_after_a_joker_is_no_range(text: str) -> None:
+    with pytest.raises(UsageError, match="is no version range"):
+        parse_range(text)
+
+
 NASTY = ["../x", "-rf", "a;b", "$(id)", "a\nb", "x" * 300, "", "A", "a/b", "a..b", "ä", "a b", ".a", "a\0"]
 
 

@@ -62,11 +62,6 @@ class Network:
         )
 
 
-def without_credentials(url: str) -> str:
-    """Return `url` without the user and the password that it may hold."""
-    return re.sub(r"^([a-z0-9+.-]+://)[^/@]*@", r"\1", url)
-
-
 def _status(error: Exception) -> int:
     status = getattr(error, "status", None)
     return status if isinstance(status, int) else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Protocol, runtime_checkable
 
@@ -13,6 +13,7 @@ LARGEST_DOCUMENT = 64 << 20
 """Bytes of an index, a release or a view beyond which something else is being served."""
 LOCK = ".edge-publish.lock"
 CHUNK_BYTES = 4 << 20
+CONNECT_SECONDS = 15.0
 
 
 class Store(Protocol):
@@ -38,6 +39,9 @@ class WritableStore(Store, Protocol):
 
     def write(self, path: str, content: bytes) -> None:
         """Put `content` at `path`, in one step: a reader sees the old content or the new."""
+
+    def lost(self, digests: Mapping[str, str]) -> list[str]:
+        """Return which of the paths in `digests` are missing or, where that is cheap to tell, have other bytes."""
 
     def upload(self, path: str, source: Path) -> None:
         """Put the file `source` at `path`, in one step."""

@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,10 @@ class BucketStore:
         """Put one object; object stores show it whole or not at all."""
         where = self._at(path)
         self.network.ask(path, lambda: self.files.pipe_file(where, content))
+
+    def lost(self, digests: Mapping[str, str]) -> list[str]:
+        """Return which paths have no object; what the others hold is not fetched for it, `verify` does that."""
+        return sorted(set(digests).difference(self.listing() or []))
 
     def upload(self, path: str, source: Path) -> None:
         """Put one object from a file, in parts where it is large."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.errors import InputError, IntegrityError
-from exporter.files import disk_errors, hold_lock, require_folder, write_bytes
+from exporter.files import digest, disk_errors, hold_lock, is_unfinished, require_folder, write_bytes
 from exporter.registry.stores.base import (
     CHUNK_BYTES,
     LARGEST_DOCUMENT,
@@ -57,11 +56,22 @@ class FolderStore:
                 yield chunk
 
     def write(self, path: str, content: bytes) -> None:
-        """Write beside, sync, rename."""
-        file = self._file(path)
+        """Write beside, sync, rename; a link in its place is replaced, not followed."""
+        file = self._file(path, is_written=True)
         with disk_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(file, content)
+
+    def lost(self, digests: Mapping[str, str]) -> list[str]:
+        """Return which paths are no plain file with their digest: reading costs little here."""
+        return [path for path, sha256 in sorted(digests.items()) if not self._is_intact(path, sha256)]
+
+    def _is_intact(self, path: str, sha256: str) -> bool:
+        try:
+            file = self._file(path)
+        except IntegrityError:
+            return False
+        return file.is_file() and digest(file) == sha256
 
     def upload(self, path: str, source: Path) -> None:
         """Write beside, sync, rename."""
@@ -69,7 +79,7 @@ class FolderStore:
 
     def delete(self, path: str) -> None:
         """Remove `path`, if it is there."""
-        self._file(path).unlink(missing_ok=True)
+        self._file(path, is_written=True).unlink(missing_ok=True)
 
     def listing(self) -> list[str] | None:
         """Return every file and every link, also one to a folder."""
@@ -97,15 +107,17 @@ class FolderStore:
     def _clear_leftovers(self) -> None:
         """Remove the files that a killed publisher was writing beside their places."""
         for path in self.root.rglob(".*"):
-            if path.is_file() and path.name != LOCK and re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):
+            if is_unfinished(path):
                 path.unlink()
 
-    def _file(self, path: str) -> Path:
+    def _file(self, path: str, *, is_written: bool = False) -> Path:
         relative = require_inside(path)
         file = self.root / relative
         for parent in (file, *file.parents):
             if parent == self.root:
                 break
+            if is_written and parent == file:
+                continue
             if parent.is_symlink():
                 raise IntegrityError(
                     f"{parent} is a symbolic link", fix="publish again: nothing in a registry is a link"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from exporter.errors import UnsupportedError, UsageError, first_line
-from exporter.registry.stores.asking import Network, without_credentials
-from exporter.registry.stores.base import Store
+from exporter.registry.stores.asking import Network
+from exporter.registry.stores.base import CONNECT_SECONDS, Store
 from exporter.registry.stores.bucket import BucketStore
 from exporter.registry.stores.folder import FolderStore
 from exporter.registry.stores.web import WebStore
+from exporter.urls import without_credentials
 
 REQUEST_SECONDS = 60.0
-_CONNECT_SECONDS = 15.0
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _WEB = {"http", "https"}
 
@@ -36,7 +37,28 @@ def open_store(url: str, *, timeout_s: float = REQUEST_SECONDS) -> Store:
         raise UsageError(
             f"{url} names no place", fix="write the whole URL, such as https://models.example.com/edge"
         )
+    if protocol in _WEB:
+        _require_plain_web(url)
     return _open_remote(protocol, url.rstrip("/"), timeout_s)
+
+
+def _require_plain_web(url: str) -> None:
+    """Refuse what would be asked for wrongly, without showing it: it may hold a secret."""
+    try:
+        parts = urlsplit(url)
+        is_whole = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise UsageError(
+            "the registry's URL has no host, or a port that is no number",
+            fix="check it; in a password write / as %2F and @ as %40",
+        )
+    if parts.query or parts.fragment:
+        raise UsageError(
+            f"the URL of the registry at {parts.hostname} has a ? or a #: paths are added to it, which leaves it no place",
+            fix="give the URL of the folder; credentials go before an @, or into ~/.netrc",
+        )
 
 
 def _open_remote(protocol: str, url: str, timeout_s: float) -> Store:
@@ -62,16 +84,12 @@ def _open_remote(protocol: str, url: str, timeout_s: float) -> Store:
 
 
 def _options(protocol: str, timeout_s: float) -> dict[str, Any]:
-    connect_s = min(timeout_s, _CONNECT_SECONDS)
     if protocol in _WEB:
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=connect_s)
-        return {
-            "skip_instance_cache": True,
-            "client_kwargs": {"timeout": timeout, "trust_env": True},
-        }
+        return {"skip_instance_cache": True, "client_kwargs": {"trust_env": True}}
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
     if protocol in {"s3", "s3a"}:
-        options["config_kwargs"] = {"read_timeout": timeout_s, "connect_timeout": connect_s}
+        options["config_kwargs"] = {
+            "read_timeout": timeout_s,
+            "connect_timeout": min(timeout_s, CONNECT_SECONDS),
+        }
     return options

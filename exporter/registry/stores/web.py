@@ -9,6 +9,7 @@ from typing import Any
 from exporter.registry.stores.asking import Network
 from exporter.registry.stores.base import (
     CHUNK_BYTES,
+    CONNECT_SECONDS,
     LARGEST_DOCUMENT,
     missing,
     require_inside,
@@ -16,6 +17,8 @@ from exporter.registry.stores.base import (
     wrong_size,
 )
 
+_SLOWEST = 8192.0
+"""Bytes a second below which nobody waits for a file."""
 _PARTIAL_CONTENT = 206
 _ABSENT = {404, 410}
 
@@ -62,14 +65,22 @@ class WebStore:
 
         Stops once `limit` bytes of the file, counted from its beginning, are exceeded.
         """
+        import aiohttp
         from fsspec.asyn import sync
 
         where = f"{self.root}/{require_inside(path)}"
+        # What comes, but slowly, has time for as much as it may be; what stops coming has the time of one request.
+        whole_s = self.network.timeout_s if end is None else max(self.network.timeout_s, limit / _SLOWEST)
+        patience = aiohttp.ClientTimeout(
+            total=whole_s,
+            sock_read=self.network.timeout_s,
+            sock_connect=min(self.network.timeout_s, CONNECT_SECONDS),
+        )
         asked = {} if end is None else {"Range": f"bytes={begin}-{end - 1}"}
 
         async def receive() -> bytes | None:
             session = await self.files.set_session()
-            async with session.get(self.files.encode_url(where), headers=asked) as answer:
+            async with session.get(self.files.encode_url(where), headers=asked, timeout=patience) as answer:
                 if answer.status in _ABSENT:
                     return None
                 answer.raise_for_status()

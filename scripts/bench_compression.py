@@ -29,8 +29,8 @@ from bench_compression_tables import document, one_line
 
 from exporter.artifacts import ArtifactSpec, to_plain
 from exporter.errors import EdgeError
-from exporter.files import write_json
-from exporter.isolation import call_isolated
+from exporter.system.files import write_json
+from exporter.system.isolation import call_isolated
 
 ROW_LIMIT_S = 3600
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -117,7 +117,7 @@ def _row(key: str) -> Row:
 
 
 def _plan(row: Row, cache: Path) -> Any:
-    from exporter.planning import make_plan
+    from exporter.recipe.planning import make_plan
     from targets.discovery import get_target
 
     recipe = recipe_of(row, cache)
@@ -128,8 +128,8 @@ def export_original(request: dict[str, Any]) -> dict[str, Any]:
     """Write the float file of a model, and the inputs of a full-size one."""
     import numpy as np
 
-    from exporter.measurement import export
     from exporter.stages.load import load
+    from exporter.stages.measure import export
 
     cache, path, row = Path(request["cache"]), Path(request["to"]), _row(request["key"])
     if row in FULL_SIZE:
@@ -146,7 +146,7 @@ def export_original(request: dict[str, Any]) -> dict[str, Any]:
 
 def run_recipe(request: dict[str, Any]) -> dict[str, Any]:
     """Build the row's recipe and return what its report says, with latencies raced against the original."""
-    from exporter.pipeline import build
+    from exporter.jobs.build import build
     from exporter.progress import Silence
 
     work, row = Path(request["work"]), _row(request["key"])
@@ -228,10 +228,10 @@ def _others(method: Any, request: dict[str, Any]) -> dict[str, Any]:
     """Run `method` on the row's model with the recovery that ours get, and judge the files it leaves alike."""
     import dataclasses
 
-    from exporter.measurement import Judging, measure_file
-    from exporter.stages.compress.memory import peak_rss_mb, restart_peak
+    from exporter.compress.memory import peak_rss_mb, restart_peak
     from exporter.stages.data import read_data
     from exporter.stages.load import load
+    from exporter.stages.measure import Judging, measure_file
 
     work, row = Path(request["work"]), _row(request["key"])
     # Training data are read for recipes that compress.

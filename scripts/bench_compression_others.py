@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from exporter.compression import SparsifyTable, training_of
+from exporter.model.source import SourceModel
 from exporter.progress import Silence
-from exporter.recipe import Recipe
-from exporter.source import SourceModel
+from exporter.recipe.compression import SparsifyTable, training_of
+from exporter.recipe.recipe import Recipe
 from exporter.stages.data import BuildData
 from exporter.training.loop import train
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.recipe import Recipe
+from exporter.recipe.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS, DEMO = ROOT / "scripts", ROOT / "exporter" / "demo"

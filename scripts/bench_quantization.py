@@ -44,8 +44,8 @@ from bench_quantization_rows import (
 from bench_quantization_tables import document, one_line
 
 from exporter.errors import EdgeError
-from exporter.files import write_json
-from exporter.isolation import call_isolated
+from exporter.system.files import write_json
+from exporter.system.isolation import call_isolated
 
 CACHE = ROOT / ".cache" / "quantization"
 NNCF_PACKAGES = ("nncf==3.4.0", "onnx", "onnxruntime")
@@ -326,13 +326,13 @@ def export(request: dict[str, Any]) -> dict[str, Any]:
     """Write `float.onnx`, `calibration.npz` and `evaluation.npz` of a case."""
     import numpy as np
 
-    from exporter.measurement import export as export_source
+    from exporter.stages.measure import export as export_source
 
     case, folder = case_called(request["case"]), Path(request["folder"])
     if case.recipe is None:
         from zoo_models import MODELS
 
-        from exporter.source import SourceModel
+        from exporter.model.source import SourceModel
 
         zoo = MODELS[case.name]()
         drawn = list(zoo.samples(FULL_SIZE_SAMPLES + JUDGED_SAMPLES))
@@ -345,8 +345,8 @@ def export(request: dict[str, Any]) -> dict[str, Any]:
         source = SourceModel(zoo.name, zoo.module, None, zoo.inputs, (), dict(zoo.axes), drawn[0])
         export_source(source, folder / "float.onnx")
         return {"samples": JUDGED_SAMPLES, "calibration_samples": FULL_SIZE_SAMPLES}
-    from exporter.planning import make_plan
-    from exporter.recipe import read_recipe
+    from exporter.recipe.planning import make_plan
+    from exporter.recipe.recipe import read_recipe
     from exporter.stages.load import load
     from targets.discovery import get_target
 

@@ -23,12 +23,12 @@ import threading
 import time
 from pathlib import Path
 
+from exporter.bundle.manifest import rewrite_manifest
 from exporter.errors import IntegrityError
-from exporter.files import sorted_files
-from exporter.manifest import rewrite_manifest
 from exporter.progress import Silence
 from exporter.registry.checking import check_registry
 from exporter.registry.stores.opening import open_store
+from exporter.system.files import sorted_files
 
 ROUNDS = 5
 

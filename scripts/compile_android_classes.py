@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from targets.packaging.java_classes import ARCHIVE, SOURCES
+from targets.android.java_classes import ARCHIVE, SOURCES
 from targets.packaging.zips import zip_of
 
 JAVAC_MAJOR = 17

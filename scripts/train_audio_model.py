@@ -29,7 +29,7 @@ from torch.nn import functional
 from train_text_model import learning_rate_factor, serialize_npz
 
 from exporter.demo.audio.words import RATE_HZ, SAMPLES, WORDS, build, log_mel
-from exporter.files import write_bytes
+from exporter.system.files import write_bytes
 
 FOLDER = Path(__file__).resolve().parent.parent / "exporter" / "demo" / "audio"
 WEIGHTS = FOLDER / "words.safetensors"

@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from exporter.demo.augment import vary
 from exporter.demo.models import IMAGE_SIZE, build_cnn, build_vit
-from exporter.files import write_bytes
+from exporter.system.files import write_bytes
 
 DEMO_FOLDER = Path(__file__).resolve().parent.parent / "exporter" / "demo"
 SPLIT_SEED = 20250

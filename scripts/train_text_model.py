@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from exporter.demo.text.names import LANGUAGES, build_teacher, encode
-from exporter.files import write_bytes
+from exporter.system.files import write_bytes
 
 FOLDER = Path(__file__).resolve().parent.parent / "exporter" / "demo" / "text"
 WEIGHTS = FOLDER / "names.safetensors"

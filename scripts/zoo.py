@@ -25,9 +25,9 @@ sys.path.insert(0, str(SCRIPTS))
 
 from exporter.artifacts import Artifact, ArtifactSpec, Format, TensorSpec, to_plain  # noqa: E402
 from exporter.errors import EdgeError  # noqa: E402
-from exporter.files import size_bytes, write_json  # noqa: E402
-from exporter.isolation import call_isolated  # noqa: E402
 from exporter.runtimes.worker import read_samples, write_sample  # noqa: E402
+from exporter.system.files import size_bytes, write_json  # noqa: E402
+from exporter.system.isolation import call_isolated  # noqa: E402
 
 CELLS = (
     "onnx:float32", "onnx:static_wi8_ai8", "onnx:static_wi8_ai8_u", "onnx:dynamic_wi8_ai8", "onnx:weight_only_wi8",
@@ -102,14 +102,14 @@ def prepare(request: dict[str, Any]) -> dict[str, Any]:
 
     from calibration.collect import collect
     from calibration.dataset import ListDataset
-    from exporter.capture import save_program
-    from exporter.graph import node_macs, parameter_count
-    from exporter.onnx_write import save_onnx
+    from exporter.model.capture import save_program
+    from exporter.model.graph import node_macs, parameter_count
+    from exporter.model.onnx_write import save_onnx
+    from exporter.model.source import SourceModel
+    from exporter.model.tidy import tidy
+    from exporter.model.to_onnx import check_parity, to_onnx
+    from exporter.quantize.regions import activation_values
     from exporter.runtimes.onnxruntime_cpu import OnnxModel
-    from exporter.source import SourceModel
-    from exporter.stages.quantize.regions import activation_values
-    from exporter.stages.tidy import tidy
-    from exporter.stages.to_onnx import check_parity, to_onnx
 
     work, zoo = Path(request["work"]), MODELS[request["name"]]()
     samples = list(zoo.samples(CALIBRATION_SAMPLES + EVALUATION_SAMPLES))
@@ -159,8 +159,8 @@ def _request(request: dict[str, Any]) -> Any:
 
     from calibration.statistics import Statistics
     from exporter.formats.base import ProduceRequest
-    from exporter.integers.encodings import PLAIN, Encodings
-    from exporter.stages.quantize.ranges import choose_ranges
+    from exporter.quantize.integers.encodings import PLAIN, Encodings
+    from exporter.quantize.ranges import choose_ranges
 
     work, source = Path(request["work"]), request["source"]
     spec = ArtifactSpec.parse(request["cell"])
@@ -191,7 +191,7 @@ def _specs(plain: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
 
 
 def make(request: dict[str, Any]) -> dict[str, Any]:
-    from exporter.formats import produce
+    from exporter.formats.producers import produce
 
     artifact: Artifact = produce(_request(request))
     coverage = artifact.coverage
@@ -208,15 +208,15 @@ def make(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def judge(request: dict[str, Any]) -> dict[str, Any]:
-    from exporter.metrics import compare_outputs
-    from exporter.reference import latency_of
+    from exporter.judging.metrics import compare_outputs
+    from exporter.judging.reference import latency_of
     from exporter.runtimes.worker import run_artifact
 
     work, path = Path(request["work"]), Path(request["made"]["path"])
     spec = ArtifactSpec.parse(request["cell"])
     log = work / "cells" / "judge.log"
     if spec.format is Format.MLPACKAGE:
-        from exporter.formats.mlpackage import inspect_structure
+        from exporter.formats.mlpackage.producer import inspect_structure
 
         structure = inspect_structure(path, work / "program.pt2", log=log)
         return {"weight_sqnr_db": structure["weights"]["sqnr_db"]}

@@ -38,8 +38,8 @@ from exporter.artifacts import (
     TensorSpec,
 )
 from exporter.errors import EdgeError
-from exporter.files import digest, size_bytes, sorted_files
 from exporter.schemes import KNOWN_SCHEMES, Scheme
+from exporter.system.files import digest, size_bytes, sorted_files
 from targets.base import (
     BundleRequest,
     Delivery,

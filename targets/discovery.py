@@ -21,17 +21,26 @@ from types import MappingProxyType
 
 from exporter.errors import UnsupportedError, UsageError, said
 from targets.base import Target, TargetOptions
+from targets.packaging.base import Ecosystem, View
 
 GROUP = "edge_exporter.targets"
 DISTRIBUTION = "edge-exporter"
 NAME_RULE = re.compile(r"[a-z][a-z0-9-]{0,39}")
 BUILT_IN: Mapping[str, str] = MappingProxyType(
     {
-        "android": "targets.android:TARGET",
-        "ios": "targets.ios:TARGET",
-        "raspberry-pi": "targets.raspberry_pi:TARGET",
+        "android": "targets.android.target:TARGET",
+        "ios": "targets.ios.target:TARGET",
+        "raspberry-pi": "targets.raspberry_pi.target:TARGET",
     }
 )
+VIEWS: Mapping[Ecosystem, str] = MappingProxyType(
+    {
+        Ecosystem.MAVEN: "targets.android.maven:view",
+        Ecosystem.PIP: "targets.raspberry_pi.pip_index:view",
+        Ecosystem.SWIFT: "targets.ios.swiftpm:view",
+    }
+)
+"""How each ecosystem's packages are listed, by `module:attribute`; what is absent is listed by the index alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,14 @@ def get_target(name: str) -> Target:
             fix=f"repair or uninstall {listing.origin}, or leave [targets.{name}] out of the recipe",
         )
     return listing.target
+
+
+def view_of(ecosystem: Ecosystem) -> View | None:
+    """Return what lists all packages of `ecosystem` for its own clients; `None` for one that the index alone lists."""
+    if ecosystem not in VIEWS:
+        return None
+    view: View = EntryPoint(str(ecosystem), VIEWS[ecosystem], GROUP).load()
+    return view
 
 
 def _registrations() -> tuple[_Registration, ...]:

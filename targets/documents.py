@@ -11,9 +11,9 @@ from pathlib import Path
 from string import Template
 
 from exporter.artifacts import Artifact, Evidence, TensorSpec, to_plain
-from exporter.contract import contract_document
+from exporter.bundle.contract import contract_document
 from exporter.errors import InternalError
-from exporter.files import write_bytes, write_json
+from exporter.system.files import write_bytes, write_json
 from targets.base import BundleRequest, Delivery
 
 DOCUMENT_FORMAT = 1

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from exporter.artifacts import ArtifactSpec, Format, Shapes
 from exporter.errors import InputError
-from exporter.files import write_bytes
 from exporter.schemes import KNOWN_SCHEMES
+from exporter.system.files import write_bytes
 from targets.base import Capabilities, Target, Verdict
 
 BEGIN, END = "<!-- capabilities: begin -->", "<!-- capabilities: end -->"

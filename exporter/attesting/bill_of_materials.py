@@ -17,7 +17,7 @@ from exporter import __version__
 from exporter.artifacts import Evidence, TensorSpec
 from exporter.attesting.facts import BuildFacts, DataFact
 from exporter.attesting.libraries import TOOL, makers_of, purl
-from exporter.files import canonical_json, digest, sorted_files
+from exporter.system.files import canonical_json, digest, sorted_files
 
 if TYPE_CHECKING:
     from targets.base import Delivery

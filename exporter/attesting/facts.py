@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from calibration.statistics import Statistics
-    from exporter.planning import Plan
-    from exporter.source import SourceModel
+    from exporter.model.source import SourceModel
+    from exporter.recipe.planning import Plan
     from exporter.stages.data import BuildData
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from exporter.errors import InputError, IntegrityError, UnsupportedError
-from exporter.files import require_file
+from exporter.system.files import require_file
 
 CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
 MAKE_KEY = "openssl ecparam -name prime256v1 -genkey -noout -out KEY.pem && chmod 600 KEY.pem"

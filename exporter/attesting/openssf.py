@@ -17,7 +17,7 @@ from cryptography.exceptions import InvalidSignature
 from model_signing import signing, verifying
 from sigstore.errors import Error as SigstoreError
 
-from exporter.files import scratch_folder
+from exporter.system.files import scratch_folder
 
 _SIGNATURE = "signature.json"
 # What the library and its readers of bundles raise for a signature that is none, or none of this.

@@ -25,13 +25,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from exporter import __version__
 from exporter.attesting.facts import BuildFacts, portable
 from exporter.attesting.libraries import TOOL, purl, taking_part
+from exporter.bundle.manifest import MANIFEST_NAME, read_manifest
 from exporter.errors import InputError, IntegrityError
-from exporter.files import canonical_json, digest, sorted_files, write_json
-from exporter.manifest import MANIFEST_NAME, read_manifest
+from exporter.system.files import canonical_json, digest, sorted_files, write_json
 
 if TYPE_CHECKING:
-    from exporter.planning import Plan
-    from exporter.recipe import Recipe
+    from exporter.recipe.planning import Plan
+    from exporter.recipe.recipe import Recipe
 
 PROVENANCE_NAME = "provenance.json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"

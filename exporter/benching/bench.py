@@ -15,8 +15,8 @@ from exporter.artifacts import Format
 from exporter.benching.report import RESULT_FORMAT, bench_report
 from exporter.benching.subjects import FLOAT_BITS, Opened, Role, Subject, all_parcels, open_bundle
 from exporter.errors import DeviceError, GateError, UsageError
-from exporter.files import scratch_folder
 from exporter.progress import Progress
+from exporter.system.files import scratch_folder
 from targets.devices import Instrument, Place
 from targets.devices.base import measure
 from targets.devices.results import Results, Skipped

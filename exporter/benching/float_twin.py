@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporter.onnx_write import save_onnx
+from exporter.model.onnx_write import save_onnx
 
 
 def write_float_twin(source: Path, destination: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from exporter.artifacts import Format
 from exporter.benching.profile import layer_names, read_profile
 from exporter.benching.subjects import FLOAT_BITS, Opened, Role, Subject
-from exporter.files import digest, size_bytes
+from exporter.system.files import digest, size_bytes
 from targets.devices.results import Measurement, Results
 
 RESULT_FORMAT = 1

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import Format
+from exporter.bundle.golden import read_array
+from exporter.bundle.manifest import check_manifest, read_manifest
 from exporter.errors import UsageError
-from exporter.files import sorted_files
-from exporter.golden import read_array
-from exporter.manifest import check_manifest, read_manifest
-from exporter.replay import BundleEntry, read_golden, read_versions
+from exporter.jobs.replay import BundleEntry, read_golden, read_versions
+from exporter.system.files import sorted_files
 from targets.devices.base import Parcel
 
 FLOAT_BITS = 16

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter.bundle.manifest import MANIFEST_NAME, listed_bytes, read_manifest
+from exporter.bundle.measured import read_measured
 from exporter.errors import InputError, IntegrityError
-from exporter.manifest import MANIFEST_NAME, listed_bytes, read_manifest
-from exporter.measured import read_measured
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from exporter.checking.figures import KINDS, Figures, Key
 from exporter.errors import InputError
-from exporter.files import canonical_json, write_bytes
+from exporter.system.files import canonical_json, write_bytes
 
 LOCK_NAME = "edge.lock.json"
 _FORMAT = 1

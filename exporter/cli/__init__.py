@@ -2,7 +2,7 @@
 
 `main` is both the console script and the click group. Each command lives in a module of its own that is
 imported when it is asked for (`--help` imports them all, so none may import a framework at its top);
-every failure below leaves through `exporter.cli.boundary`, once.
+every failure below leaves through `exporter.cli.terminal.boundary`, once.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import click
 
 from exporter import __version__
-from exporter.cli.boundary import run_guarded
-from exporter.cli.console import Console
+from exporter.cli.terminal.boundary import run_guarded
+from exporter.cli.terminal.console import Console
 from exporter.errors import UsageError
 
 PROGRAM = "edge-export"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.bench_view import show_bench
-from exporter.cli.console import Console, pass_console, speaking
-from exporter.cli.text import typed_path
+from exporter.bundle.measured import require_name
+from exporter.cli.terminal.console import Console, pass_console, speaking
+from exporter.cli.terminal.text import typed_path
+from exporter.cli.views.bench import show_bench
 from exporter.errors import UsageError
-from exporter.measured import require_name
 
 _RUNTIMES = ("onnxruntime", "litert")
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "": 1.0}
@@ -117,9 +117,9 @@ def command(
         with progress.step("load the devices"):
             from exporter.benching import Wishes, bench_bundle, require_parity
             from exporter.benching.outfitting import outfit
-            from exporter.files import write_json
-            from exporter.measured import attach as attach_record
-            from exporter.measured import device_name
+            from exporter.bundle.measured import attach as attach_record
+            from exporter.bundle.measured import device_name
+            from exporter.system.files import write_json
             from targets.devices import SshOptions, open_device
         device = open_device(where, SshOptions(ssh_config, python), progress.say, benchmark)
         wishes = Wishes(counts, seconds, runtime, files, against=against, profile=profile, keep=keep)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.cli.console import Console, pass_console, speaking
-from exporter.cli.text import inert, typed_path
-from exporter.files import require_folder
-from exporter.processes import is_main_process
+from exporter.cli.terminal.console import Console, pass_console, speaking
+from exporter.cli.terminal.text import inert, typed_path
+from exporter.system.files import require_folder
+from exporter.system.processes import is_main_process
 
 if TYPE_CHECKING:
-    from exporter.planning import Plan
-    from exporter.recipe import Recipe
+    from exporter.recipe.planning import Plan
+    from exporter.recipe.recipe import Recipe
     from targets.base import Target
 
 DEFAULT_OUT = Path("edge-build")
@@ -93,13 +93,13 @@ class BuildRequest:
 
 def build_recipe(console: Console, request: BuildRequest) -> None:
     """Plan and, unless that is all that was asked for, build; answer with the result."""
-    from exporter.planning import make_plan
-    from exporter.recipe import read_recipe
+    from exporter.recipe.planning import make_plan
+    from exporter.recipe.recipe import read_recipe
 
     recipe = read_recipe(request.recipe)
     plan = make_plan(recipe, choose_targets(recipe, request.names), trust_code=request.trust_code)
     if request.only_plan:
-        from exporter.cli.plan_view import show_plan
+        from exporter.cli.views.plan import show_plan
 
         show_plan(console, plan, request.again)
         return
@@ -115,7 +115,7 @@ def choose_targets(recipe: Recipe, names: Sequence[str]) -> dict[str, Target]:
 
 
 def _run(console: Console, plan: Plan, request: BuildRequest) -> None:
-    from exporter.cli.report_view import show_report
+    from exporter.cli.views.report import show_report
 
     if not is_main_process():
         _train_along(plan, request)
@@ -123,7 +123,7 @@ def _run(console: Console, plan: Plan, request: BuildRequest) -> None:
     with console.work() as (progress, log):
         # Inside the work: importing the frameworks is the first thing that takes seconds.
         with progress.step("load the frameworks"):
-            from exporter.pipeline import build
+            from exporter.jobs.build import build
         result = build(plan, out=request.out, progress=progress, log=log, resume=request.resume)
     show_report(console, result.path, result.report, request.next_commands)
     if console.verbose:
@@ -132,7 +132,7 @@ def _run(console: Console, plan: Plan, request: BuildRequest) -> None:
 
 def _train_along(plan: Plan, request: BuildRequest) -> None:
     """Be one of several processes that train: silent, and writing nothing of the build."""
-    from exporter.pipeline import take_part
+    from exporter.jobs.build import take_part
     from exporter.progress import Silence
 
     take_part(plan, out=request.out, progress=Silence(), log=Path(os.devnull), resume=request.resume)

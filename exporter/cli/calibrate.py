@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli import figures
-from exporter.cli.console import Column, Console, pass_console, speaking
-from exporter.cli.text import typed_path
+from exporter.cli.terminal.console import Column, Console, pass_console, speaking
+from exporter.cli.terminal.text import typed_path
+from exporter.cli.views import figures
 from exporter.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def run(
     table = _table(**data)
     with console.work() as (progress, log):
         with progress.step("load the frameworks"):
-            from exporter.calibrating import Calibrating, calibrate_file, plan_of
+            from exporter.jobs.calibrate import Calibrating, calibrate_file, plan_of
         request = Calibrating(model, out, table, cut, size, resume, threads)
         statistics = calibrate_file(request, plan_of(request), progress=progress, log=log)
     _answer(console, out, statistics)
@@ -93,7 +93,7 @@ def run(
 @pass_console
 def merge(console: Console, *, paths: tuple[Path, ...], out: Path) -> None:
     """Merge statistics of one model; refuses, by name, shards that are missing or there twice."""
-    from exporter.calibrating import merge_files
+    from exporter.jobs.calibrate import merge_files
 
     _answer(console, out, merge_files(paths, out))
 
@@ -106,7 +106,7 @@ def merge(console: Console, *, paths: tuple[Path, ...], out: Path) -> None:
 def show(console: Console, *, path: Path, rule: str) -> None:
     """Show of each tensor what was seen, its range by a rule, and the share of elements that the range clips."""
     from calibration.statistics import Statistics
-    from exporter.files import require_file
+    from exporter.system.files import require_file
 
     statistics = Statistics.load(require_file(path, what="the statistics file"))
     tensors = _describe(statistics, rule)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.cli import figures
-from exporter.cli.console import Column, Console, pass_console, speaking
+from exporter.cli.terminal.console import Column, Console, pass_console, speaking
+from exporter.cli.views import figures
 from exporter.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,12 +58,12 @@ def command(
     Size, metric, fidelity, and what `bench` measured on each device: latency, memory, instructions. The first broken
     line ends with exit code 14. How much worse a figure may become stands in the lock file, under "allow".
     """
+    from exporter.bundle.manifest import check_manifest
     from exporter.checking.documents import junit, markdown
     from exporter.checking.figures import bundles_in, read_figures
     from exporter.checking.lock import accepted, empty_lock, read_lock, write_lock
     from exporter.checking.verdicts import judge, require_passed
-    from exporter.files import write_bytes
-    from exporter.manifest import check_manifest
+    from exporter.system.files import write_bytes
 
     with console.work() as (progress, _):
         found = bundles_in(bundles)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.cli import figures
-from exporter.cli.console import Column, Console, pass_console, speaking
+from exporter.cli.terminal.console import Column, Console, pass_console, speaking
+from exporter.cli.views import figures
 
 if TYPE_CHECKING:
     from exporter.checking.comparison import Change

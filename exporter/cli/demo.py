@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from exporter.cli.build import DEFAULT_OUT, BuildRequest, build_recipe
-from exporter.cli.console import Console, pass_console, speaking
-from exporter.cli.text import typed_path
+from exporter.cli.terminal.console import Console, pass_console, speaking
+from exporter.cli.terminal.text import typed_path
 
 
 @click.command("demo", short_help="Do the whole job on a built-in model, offline.")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.console import Console, pass_console, speaking
-from exporter.cli.text import typed_path
+from exporter.cli.terminal.console import Console, pass_console, speaking
+from exporter.cli.terminal.text import typed_path
 from exporter.errors import UsageError
 
 
@@ -36,8 +36,8 @@ def command(console: Console, *, model: str, output: Path, force: bool) -> None:
         raise UsageError(
             f"the folder {output.parent} does not exist", fix=f"run: mkdir -p {typed_path(output.parent)}"
         )
-    from exporter.drafting import draft_recipe
-    from exporter.files import write_bytes
+    from exporter.jobs.init import draft_recipe
+    from exporter.system.files import write_bytes
     from targets.discovery import all_targets
 
     with console.work() as (progress, log), progress.step(f"read {model}"):

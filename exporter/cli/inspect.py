@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli import figures
-from exporter.cli.console import Column, Console, named_once, pass_console, speaking
+from exporter.cli.terminal.console import Column, Console, named_once, pass_console, speaking
+from exporter.cli.views import figures
 
 SHOWN_LABELS = 12
 
 if TYPE_CHECKING:
     from exporter.artifacts import Coverage
-    from exporter.inspection import ArtifactPreview, GraphFacts, RuntimeVerdict
+    from exporter.jobs.inspect import ArtifactPreview, GraphFacts, RuntimeVerdict
 
 
 @click.command("inspect", short_help="Show what a model, recipe or bundle holds.")
@@ -31,11 +31,11 @@ def command(console: Console, path: Path, trust_code: bool) -> None:
     of a whole build.
     """
     if path.is_dir():
-        from exporter.cli.bundle_view import show_folder
+        from exporter.cli.views.bundle import show_folder
 
         show_folder(console, path)
         return
-    from exporter.files import require_file
+    from exporter.system.files import require_file
 
     require_file(path, what="the file")
     if path.suffix.lower() in (".ort", ".tflite"):
@@ -43,7 +43,7 @@ def command(console: Console, path: Path, trust_code: bool) -> None:
         return
     inspect = _inspect_recipe if path.suffix == ".toml" else _inspect_file
     facts, previews = inspect(console, path, trust_code)
-    from exporter.inspection import judge_runtimes
+    from exporter.jobs.inspect import judge_runtimes
     from targets.discovery import all_targets
 
     # A recipe's float graph is never delivered, so who would run it as it is does not matter.
@@ -56,7 +56,7 @@ def command(console: Console, path: Path, trust_code: bool) -> None:
 
 def _show_flatbuffer(console: Console, path: Path) -> None:
     from exporter.artifacts import to_plain
-    from exporter.carried import inspect_flatbuffer
+    from exporter.model.carried import inspect_flatbuffer
 
     facts = inspect_flatbuffer(path)
     size = path.stat().st_size
@@ -83,7 +83,7 @@ def _show_flatbuffer(console: Console, path: Path) -> None:
 def _inspect_file(
     console: Console, path: Path, _trust_code: bool
 ) -> tuple[GraphFacts, tuple[ArtifactPreview, ...]]:
-    from exporter.inspection import inspect_onnx, preview_artifacts, refuse_other
+    from exporter.jobs.inspect import inspect_onnx, preview_artifacts, refuse_other
     from targets.discovery import all_targets
 
     if path.suffix.lower() != ".onnx":
@@ -97,9 +97,9 @@ def _inspect_recipe(
     console: Console, path: Path, trust_code: bool
 ) -> tuple[GraphFacts, tuple[ArtifactPreview, ...]]:
     from exporter.cli.build import choose_targets
-    from exporter.inspection import inspect_plan, previews_of
-    from exporter.planning import make_plan
-    from exporter.recipe import read_recipe
+    from exporter.jobs.inspect import inspect_plan, previews_of
+    from exporter.recipe.planning import make_plan
+    from exporter.recipe.recipe import read_recipe
 
     recipe = read_recipe(path)
     plan = make_plan(recipe, choose_targets(recipe, ()), trust_code=trust_code)
@@ -220,7 +220,7 @@ def _show_previews(console: Console, previews: tuple[ArtifactPreview, ...]) -> N
 
 def contract_pairs(model: str | None, document: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """Return what a file carries, for people: whose it is, how its input is prepared, what its answers are called."""
-    from exporter.contract import describe_contract
+    from exporter.bundle.contract import describe_contract
 
     if document is None:
         return []

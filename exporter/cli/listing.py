@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.cli import figures
-from exporter.cli.console import Column, Console, named_once, pass_console, speaking
 from exporter.cli.registry_options import believing, show_lines
+from exporter.cli.terminal.console import Column, Console, named_once, pass_console, speaking
+from exporter.cli.views import figures
 from exporter.errors import InputError
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from exporter.cli import figures
-from exporter.cli.console import Console, pass_console, speaking
 from exporter.cli.registry_options import show_lines
+from exporter.cli.terminal.console import Console, pass_console, speaking
+from exporter.cli.views import figures
 from exporter.errors import UsageError
-from exporter.urls import without_credentials
+from exporter.system.urls import without_credentials
 
 _SHOWN = 8
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from exporter.cli import figures
-from exporter.cli.console import Console, pass_console, speaking
 from exporter.cli.registry_options import believing
-from exporter.cli.text import typed_path
+from exporter.cli.terminal.console import Console, pass_console, speaking
+from exporter.cli.terminal.text import typed_path
+from exporter.cli.views import figures
 
 DEFAULT_OUT = Path("edge-pull")
 

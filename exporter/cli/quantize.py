@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli import figures
-from exporter.cli.console import Column, Console, pass_console, speaking
-from exporter.cli.recovery_view import show_recoveries
-from exporter.cli.text import typed_path
+from exporter.cli.terminal.console import Column, Console, pass_console, speaking
+from exporter.cli.terminal.text import typed_path
+from exporter.cli.views import figures
+from exporter.cli.views.recovery import show_recoveries
 from exporter.errors import UsageError
-from exporter.recovery import METHODS
+from exporter.recover.methods import METHODS
 from exporter.schemes import KNOWN_SCHEMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from exporter.quantizing import Quantizing
+    from exporter.jobs.quantize import Quantizing
 
 _RULES = ("auto", "minmax", "percentile", "mse", "entropy")
 _INTEGER_SCHEMES = tuple(scheme for scheme in KNOWN_SCHEMES if not scheme.startswith("float"))
@@ -90,21 +90,21 @@ def command(
 
     The same engine as `build`: ranges from calibration, recovery within a budget, gates, a report.
     """
-    from exporter.quantizing import plan_of
+    from exporter.jobs.quantize import plan_of
 
     request = _request(model, out, given)
     plan = plan_of(request)
     if only_plan:
-        from exporter.cli.plan_view import show_plan
+        from exporter.cli.views.plan import show_plan
 
         show_plan(console, plan, f"edge-export quantize {typed_path(model)} ... -o {typed_path(out)}")
         return
     with console.work() as (progress, log):
         with progress.step("load the frameworks"):
-            from exporter.quantizing import quantize_file
+            from exporter.jobs.quantize import quantize_file
         report = quantize_file(plan, request, progress=progress, log=log)
     if report_path is not None:
-        from exporter.files import write_json
+        from exporter.system.files import write_json
 
         write_json(report_path, report)
     if console.json:
@@ -114,7 +114,7 @@ def command(
 
 
 def _request(model: Path, out: Path, given: Mapping[str, Any]) -> Quantizing:
-    from exporter.quantizing import Quantizing
+    from exporter.jobs.quantize import Quantizing
 
     data: dict[str, Any] = {}
     if given["data"] is not None:

@@ -10,7 +10,7 @@ import click
 
 from exporter import errors
 from exporter.cli import COMMANDS, PROGRAM, main
-from exporter.cli.boundary import InterruptedByUser
+from exporter.cli.terminal.boundary import InterruptedByUser
 
 _REFERENCE_COLUMNS = 80
 

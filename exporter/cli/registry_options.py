@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from exporter.errors import UsageError
-from exporter.urls import without_credentials
+from exporter.system.urls import without_credentials
 
 KEYS_VARIABLE = "EDGE_EXPORT_KEYS"
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)

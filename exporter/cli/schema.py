@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from exporter.cli.console import Console, pass_console, speaking
+from exporter.cli.terminal.console import Console, pass_console, speaking
 
 
 @click.command("schema", short_help="Print the JSON Schema of a recipe.")
@@ -16,6 +16,6 @@ def command(console: Console) -> None:
     It is JSON with or without --json. In VS Code with the Even Better TOML extension, save it and put
     "#:schema recipe.schema.json" on the first line of a recipe.
     """
-    from exporter.recipe import json_schema
+    from exporter.recipe.recipe import json_schema
 
     console.answer_json(json_schema())

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from exporter.cli import figures
-from exporter.cli.console import Column, Console, pass_console, speaking
+from exporter.cli.terminal.console import Column, Console, pass_console, speaking
+from exporter.cli.views import figures
 from exporter.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from exporter.jobs.students import Surveyed, Unsuited, Wish
     from exporter.students.catalogue import Family
-    from exporter.students.survey import Surveyed, Unsuited, Wish
 
 _MOST_AXES = 4
 
@@ -71,7 +71,7 @@ def command(
     families = [family_of(name) for name in dict.fromkeys(names)] or list(FAMILIES.values())
     wanted = None if shape is None else read_shape(shape)
     with console.work() as (progress, _):
-        from exporter.students.survey import Wish, survey
+        from exporter.jobs.students import Wish, survey
 
         wish = Wish(wanted, classes, width, depth)
         found, unsuited = survey(families, wish, latency=not no_latency, progress=progress)

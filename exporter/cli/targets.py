@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli.console import Column, Console, pass_console, speaking
+from exporter.cli.terminal.console import Column, Console, pass_console, speaking
 
 if TYPE_CHECKING:
     from targets.base import RuntimeCapability, Target

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.cli.console import Console, pass_console, speaking
-from exporter.cli.text import typed_path
+from exporter.cli.terminal.console import Console, pass_console, speaking
+from exporter.cli.terminal.text import typed_path
 from exporter.errors import UsageError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def command(
         )
     request = TuneRequest(name, storage, out / name, trials, seconds, choose)
     if only_plan:
-        from exporter.cli.tune_view import show_question
+        from exporter.cli.views.tune import show_question
 
         show_question(console, question, request, f"edge-export tune {typed_path(recipe)} --trials {trials}")
         return
@@ -105,7 +105,7 @@ def _seconds(limit: str) -> float:
 
 
 def _search(console: Console, question: Question, request: TuneRequest) -> None:
-    from exporter.cli.tune_view import show_tuned
+    from exporter.cli.views.tune import show_tuned
 
     with console.work() as (progress, log):
         with progress.step("load the search"):

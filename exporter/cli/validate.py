@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from exporter.cli import figures
-from exporter.cli.console import Column, Console, pass_console, speaking
+from exporter.cli.terminal.console import Column, Console, pass_console, speaking
+from exporter.cli.views import figures
 
 
 @click.command("validate", short_help="Re-hash a bundle and replay its golden vectors.")
@@ -24,7 +24,7 @@ def command(console: Console, bundle: Path) -> None:
     """
     with console.work() as (progress, _):
         with progress.step("load the runtimes"):
-            from exporter.replay import replay_bundle
+            from exporter.jobs.replay import replay_bundle
         outcome = replay_bundle(bundle, progress=progress)
     if console.json:
         console.answer_json(outcome)

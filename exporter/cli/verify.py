@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from exporter.cli import figures
-from exporter.cli.console import Console, pass_console, speaking
 from exporter.cli.registry_options import believing
+from exporter.cli.terminal.console import Console, pass_console, speaking
+from exporter.cli.views import figures
 
 
 @click.command("verify", short_help="Re-hash a registry, a pulled bundle or a build; check signatures.")
@@ -25,7 +25,7 @@ def command(console: Console, /, *, where: str, keys: tuple[Path, ...], timeout_
     """
     with console.work() as (progress, _):
         with progress.step("loading"):
-            from exporter.manifest import MANIFEST_NAME
+            from exporter.bundle.manifest import MANIFEST_NAME
             from exporter.registry.checking import check_bundle, check_registry
             from exporter.registry.stores.opening import open_store
         started = time.monotonic()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from exporter.artifacts import ArtifactSpec, TensorSpec
-from exporter.integers.encodings import Encodings
+from exporter.quantize.integers.encodings import Encodings
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class ProduceRequest:
     specs with named axes, `axes` the sizes that fix them; `samples` is a folder `00000.npz, 00001.npz, …`
     of calibration samples in calibration order (`None` if the scheme needs none); `encodings` what calibration,
     training and recovery have settled for `onnx`; `rule` chooses the ranges of tensors that only another format has;
-    `metadata` are the texts that the file carries, by key (`exporter.contract.file_metadata`).
+    `metadata` are the texts that the file carries, by key (`exporter.bundle.contract.file_metadata`).
     """
 
     spec: ArtifactSpec

@@ -18,8 +18,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporter.formats.rounded_weights import Array, ConverterWeight, on_grid, same_rows
-from exporter.integers.rewrite import array_of, constant_matrix, is_matrix_product
-from exporter.recovery.moments import Inputs, inputs_of, second_moments
+from exporter.quantize.integers.rewrite import array_of, constant_matrix, is_matrix_product
+from exporter.recover.methods.moments import Inputs, inputs_of, second_moments
 from exporter.runtimes.worker import read_samples
 
 MEMORY_BYTES = 512 << 20

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from exporter.bundle.manifest import MANIFEST_NAME, check_manifest
 from exporter.errors import IntegrityError
-from exporter.files import digest
-from exporter.manifest import MANIFEST_NAME, check_manifest
 from exporter.progress import Advance, Progress
 from exporter.registry.documents import (
     INDEX,
@@ -28,6 +27,7 @@ from exporter.registry.pulling import papers_of
 from exporter.registry.reading import READERS, read_checked_index
 from exporter.registry.stores.base import Store
 from exporter.registry.trust import require_not_older
+from exporter.system.files import digest
 
 Tick = Callable[[int], None]
 

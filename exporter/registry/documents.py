@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from exporter.errors import IntegrityError, UsageError
-from exporter.files import canonical_json
 from exporter.registry.stores.base import require_inside
 from exporter.registry.versions import require_name, require_version
+from exporter.system.files import canonical_json
 from targets.packaging.base import Ecosystem, Package, Published
 
 INDEX = "index.json"

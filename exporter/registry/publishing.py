@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
+from exporter.bundle.manifest import MANIFEST_NAME, check_manifest
 from exporter.errors import EdgeError, InputError, IntegrityError, UsageError
-from exporter.files import digest, scratch_folder, size_bytes, sorted_files
-from exporter.manifest import MANIFEST_NAME, check_manifest
 from exporter.progress import Progress
 from exporter.registry.documents import (
     INDEX,
@@ -44,7 +43,8 @@ from exporter.registry.reading import READERS, Registry, release_content
 from exporter.registry.stores.base import Store, WritableStore
 from exporter.registry.trust import require_not_older
 from exporter.registry.versions import require_name, require_version
-from targets.packaging import VIEWS
+from exporter.system.files import digest, scratch_folder, size_bytes, sorted_files
+from targets.discovery import view_of
 from targets.packaging.base import Bundle, Ecosystem, Package, PackRequest, Packs, Published, read_bundle
 
 VALID_DAYS = 365
@@ -535,9 +535,10 @@ def views_of(releases: Iterable[Release]) -> dict[str, bytes]:
         for published in release.published():
             by_ecosystem[published.package.ecosystem].append(published)
     for ecosystem, published_packages in sorted(by_ecosystem.items()):
-        if ecosystem in VIEWS:
+        view = view_of(ecosystem)
+        if view is not None:
             try:
-                views |= VIEWS[ecosystem](published_packages)
+                views |= view(published_packages)
             except KeyError as error:
                 raise IntegrityError(
                     f"a package for {ecosystem} is described without {error}",

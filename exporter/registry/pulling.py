@@ -13,8 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporter.bundle.manifest import check_manifest, read_manifest
 from exporter.errors import InputError, IntegrityError, ResourceError, UsageError
-from exporter.files import (
+from exporter.progress import Progress
+from exporter.registry.documents import FileEntry, Release, ReleaseEntry, blob_path
+from exporter.registry.reading import READERS, Registry, release_content
+from exporter.registry.stores.base import Store, require_inside
+from exporter.registry.versions import VersionRange, choose, newest_first
+from exporter.system.files import (
     appear_at_once,
     cache_folder,
     digest,
@@ -25,12 +31,6 @@ from exporter.files import (
     wait_for_lock,
     write_bytes,
 )
-from exporter.manifest import check_manifest, read_manifest
-from exporter.progress import Progress
-from exporter.registry.documents import FileEntry, Release, ReleaseEntry, blob_path
-from exporter.registry.reading import READERS, Registry, release_content
-from exporter.registry.stores.base import Store, require_inside
-from exporter.registry.versions import VersionRange, choose, newest_first
 
 _SPARE_BYTES = 16 << 20
 

@@ -11,7 +11,6 @@ from datetime import datetime
 from pathlib import Path
 
 from exporter.errors import InputError, IntegrityError
-from exporter.files import cache_folder, write_bytes
 from exporter.registry.documents import (
     INDEX,
     Index,
@@ -25,6 +24,7 @@ from exporter.registry.documents import (
 )
 from exporter.registry.stores.base import Store, missing
 from exporter.registry.trust import require_not_older
+from exporter.system.files import cache_folder, write_bytes
 
 READERS = 8
 _TRIES = 3

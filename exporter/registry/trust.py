@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import IntegrityError
-from exporter.files import canonical_json, state_folder, wait_for_lock, write_bytes
 from exporter.registry.documents import Index
+from exporter.system.files import canonical_json, state_folder, wait_for_lock, write_bytes
 
 _FILE = "registries.json"
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from semver import Version
 
+from exporter.bundle.names import NAME_RULE, VERSION_RULE
 from exporter.errors import UsageError
-from exporter.names import NAME_RULE, VERSION_RULE
 
 NEWEST = ("", "*", "latest")
 _CLAUSE = re.compile(r"(\^|~|>=|<=|>|<|=)?\s*([0-9A-Za-z.+*-]+)")

@@ -1,6 +1,6 @@
 """Run a `.tflite` with LiteRT's interpreter and XNNPACK, as a phone or a Raspberry Pi does.
 
-A malformed file can kill the process it is loaded in: validation calls this in a child (`exporter.isolation`).
+A malformed file can kill the process it is loaded in: validation calls this in a child (`exporter.system.isolation`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from exporter import files
 from exporter.artifacts import TensorSpec
 from exporter.errors import InputError, UnsupportedError, first_line
+from exporter.system import files
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from exporter.errors import InputError
-from exporter.files import scratch_folder
+from exporter.system.files import scratch_folder
 
 INTEGER_KERNELS = frozenset(
     {

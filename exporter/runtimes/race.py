@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from exporter.artifacts import Format
-from exporter.isolation import call_isolated
 from exporter.runtimes.worker import open_model, read_samples, write_sample
+from exporter.system.isolation import call_isolated
 
 _WARM_UP_ROUNDS = 3
 _LEAST_ROUNDS, _MOST_ROUNDS = 5, 300

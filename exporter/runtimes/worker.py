@@ -17,7 +17,7 @@ import numpy as np
 
 from exporter.artifacts import Format, TensorSpec
 from exporter.errors import UnsupportedError
-from exporter.isolation import call_isolated
+from exporter.system.isolation import call_isolated
 
 WARM_UP_RUNS = 3
 TIMING_SECONDS = 1.0

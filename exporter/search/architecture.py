@@ -28,12 +28,12 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from exporter.compression import StudentTable, training_of
 from exporter.errors import RecipeError
-from exporter.recipe import Recipe
+from exporter.recipe.compression import StudentTable, training_of
+from exporter.recipe.recipe import Recipe
+from exporter.recipe.tune import ArchitectureTable, KnobTable
 from exporter.search.space import Knob, Space, make_space
 from exporter.search.study import counted
-from exporter.search.table import ArchitectureTable, KnobTable
 
 FEWEST_PARENTS = 4
 """Evolution begins when so many candidates have been trained."""

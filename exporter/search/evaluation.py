@@ -16,31 +16,31 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.artifacts import Artifact, ArtifactSpec, Coverage, Format, ModelFigures, Shapes
-from exporter.compression import DistillTable, PruneTable, QatTable, training_of
+from exporter.compress.steps import Workshop, compress
 from exporter.errors import EdgeError, GateError, InputError, said
-from exporter.files import size_bytes
-from exporter.formats import produce
 from exporter.formats.base import ProduceRequest
-from exporter.graph import node_macs, parameter_count
-from exporter.host import HostTarget
-from exporter.measurement import deflated_bytes, export, measure
-from exporter.metrics import Metric, compare_outputs
-from exporter.planning import Plan, make_plan
+from exporter.formats.producers import produce
+from exporter.jobs.shared.host import HostTarget
+from exporter.jobs.shared.settle import settle_all
+from exporter.judging.metrics import Metric, compare_outputs
+from exporter.model.graph import node_macs, parameter_count
+from exporter.model.source import SourceModel
 from exporter.progress import Progress, Silence
-from exporter.recipe import Recipe
+from exporter.quantize.regions import decide_regions
+from exporter.recipe.compression import DistillTable, PruneTable, QatTable, training_of
+from exporter.recipe.planning import Plan, make_plan
+from exporter.recipe.recipe import Recipe
+from exporter.recipe.tune import TuneTable
 from exporter.runtimes.onnxruntime_cpu import OnnxModel
 from exporter.runtimes.race import race
 from exporter.runtimes.worker import read_samples, run_artifact, write_sample
 from exporter.schemes import Scheme
-from exporter.search.table import TuneTable
 from exporter.search.trial import Report, TrialFigures
-from exporter.settling import settle_all
-from exporter.source import SourceModel
-from exporter.stages.compress import Workshop, compress
 from exporter.stages.data import BuildData, read_data
 from exporter.stages.load import load
-from exporter.stages.quantize.regions import decide_regions
-from exporter.user_code import import_user_code, user_line
+from exporter.stages.measure import deflated_bytes, export, measure
+from exporter.system.files import size_bytes
+from exporter.system.user_code import import_user_code, user_line
 from targets.base import Target
 
 ON_THE_TEST_SET = (
@@ -195,7 +195,7 @@ class PipelineEvaluation:
         return sum(map(size_bytes, files)), sum(map(deflated_bytes, files)), macs, parameter_count(graph)
 
     def _artifact(self, plan: Plan, source: SourceModel, onnx: Path, folder: Path) -> Artifact:
-        from exporter.capture import save_program
+        from exporter.model.capture import save_program
 
         spec = plan.artifacts[0].spec
         places = {name: folder / name for name in ("models", "samples", "work")}

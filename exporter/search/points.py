@@ -9,8 +9,8 @@ from enum import StrEnum
 from typing import Any
 
 from exporter.errors import GateError, UsageError
+from exporter.recipe.tune import ConstraintsTable
 from exporter.search.stopping import excesses
-from exporter.search.table import ConstraintsTable
 from exporter.search.trial import Goal, TrialFigures
 
 

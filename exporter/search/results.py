@@ -12,13 +12,13 @@ from typing import Any
 from exporter import __version__
 from exporter.artifacts import to_plain
 from exporter.errors import InternalError
-from exporter.files import disk_errors, write_bytes, write_json
-from exporter.recipe import read_recipe
+from exporter.recipe.recipe import read_recipe
+from exporter.recipe.tune import ConstraintsTable
 from exporter.search.points import Point
 from exporter.search.rewrite import moved_references, rewritten
 from exporter.search.space import Space, set_at
-from exporter.search.table import ConstraintsTable
 from exporter.search.trial import Goal, TrialFigures
+from exporter.system.files import disk_errors, write_bytes, write_json
 
 STUDY_SCHEMA = 1
 

@@ -17,10 +17,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from exporter.artifacts import to_plain
-from exporter.compression import training_of
 from exporter.errors import EdgeError, GateError, ResourceError
 from exporter.progress import Progress
-from exporter.recipe import Recipe
+from exporter.recipe.compression import training_of
+from exporter.recipe.recipe import Recipe
+from exporter.recipe.tune import ConstraintsTable, TuneTable
 from exporter.search.points import Outcome, Point
 from exporter.search.space import Space
 from exporter.search.stopping import LATENCY_NOISE, Course, excesses, trails
@@ -34,7 +35,6 @@ from exporter.search.study import (
     queue_lost_again,
     this_worker,
 )
-from exporter.search.table import ConstraintsTable, TuneTable
 from exporter.search.trial import Evaluate, Goal, Report, TrialFigures, TrialStopped
 
 ALIKE_FAILURES = 3

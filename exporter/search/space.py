@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from exporter.compression import training_of
 from exporter.errors import RecipeError
-from exporter.recipe import Recipe
-from exporter.search.table import KnobTable
+from exporter.recipe.compression import training_of
+from exporter.recipe.recipe import Recipe
+from exporter.recipe.tune import KnobTable
 from exporter.search.trial import Values
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _own_value(recipe: Recipe, key: str) -> Any:
 
 
 def read_tables(path: Path) -> dict[str, Any]:
-    """Return the TOML tables of a recipe that `exporter.recipe.read_recipe` has read before."""
+    """Return the TOML tables of a recipe that `exporter.recipe.recipe.read_recipe` has read before."""
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 

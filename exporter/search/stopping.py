@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from exporter.search.table import ConstraintsTable
+from exporter.recipe.tune import ConstraintsTable
 from exporter.search.trial import Goal, TrialFigures
 
 LATENCY_NOISE = 1.1

@@ -19,8 +19,8 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from sqlalchemy import exc
 
 from exporter.errors import DeviceError, EdgeError, InputError, ResourceError, UnsupportedError, UsageError
-from exporter.files import disk_errors
 from exporter.search.addresses import is_local, masked
+from exporter.system.files import disk_errors
 
 CONNECT_SECONDS = 10
 LOCK_SECONDS = 60

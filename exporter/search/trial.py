@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from exporter.recipe import Recipe
+from exporter.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from exporter.metrics import compare_outputs
+from exporter.judging.metrics import compare_outputs
 from exporter.runtimes.sessions import open_session
 
 _CLEAN_DB = 60.0

@@ -15,13 +15,13 @@ from exporter.artifacts import Artifact, ArtifactSpec, Evidence, TensorSpec, to_
 from exporter.attesting.bill_of_materials import BOM_NAME, bill_of_materials
 from exporter.attesting.facts import BuildFacts
 from exporter.attesting.model_card import CARD_NAME, model_card
-from exporter.files import write_bytes, write_json
-from exporter.golden import tolerance_of, write_golden
-from exporter.manifest import write_manifest
-from exporter.metrics import compare_outputs
-from exporter.planning import Plan
-from exporter.reference import Reference, as_reference
+from exporter.bundle.golden import tolerance_of, write_golden
+from exporter.bundle.manifest import write_manifest
+from exporter.judging.metrics import compare_outputs
+from exporter.judging.reference import Reference, as_reference
+from exporter.recipe.planning import Plan
 from exporter.runtimes.worker import read_samples
+from exporter.system.files import write_bytes, write_json
 
 if TYPE_CHECKING:
     from targets.base import ModelCard

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.errors import CalibrationError, RecipeError
-from exporter.metrics import METRICS, Metric, guard_metric
-from exporter.planning import Plan
-from exporter.source import SourceModel
-from exporter.user_code import import_user_code
+from exporter.judging.metrics import METRICS, Metric, guard_metric
+from exporter.model.source import SourceModel
+from exporter.recipe.planning import Plan
+from exporter.system.user_code import import_user_code
 
 if TYPE_CHECKING:
     from calibration.dataset import Dataset

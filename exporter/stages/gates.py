@@ -7,7 +7,7 @@ from typing import Any
 
 from exporter.artifacts import Artifact, ArtifactSpec, Evidence, GateResult
 from exporter.errors import GateError
-from exporter.planning import Plan
+from exporter.recipe.planning import Plan
 from exporter.schemes import Method
 
 NOTABLE_LOSS_DB = 1.0

@@ -14,12 +14,12 @@ import numpy as np
 
 from exporter.artifacts import TensorSpec
 from exporter.errors import InputError, RecipeError, UnsupportedError, said
-from exporter.factory import call_factory, importable, quiet
-from exporter.files import require_file
-from exporter.planning import Origin, Plan
-from exporter.sniff import describe_content
-from exporter.source import SourceModel
-from exporter.state_dict import is_torchscript, load_weights, require_sane_weights
+from exporter.model.factory import call_factory, importable, quiet
+from exporter.model.sniff import describe_content
+from exporter.model.source import SourceModel
+from exporter.model.state_dict import is_torchscript, load_weights, require_sane_weights
+from exporter.recipe.planning import Origin, Plan
+from exporter.system.files import require_file
 
 if TYPE_CHECKING:
     import onnx
@@ -101,7 +101,7 @@ def _load_trusted(path: Path, origin: Origin) -> torch.nn.Module:
 
 
 def _load_onnx_source(plan: Plan) -> SourceModel:
-    from exporter.onnx_read import quantized_operator, read_onnx, tensor_specs
+    from exporter.model.onnx_read import quantized_operator, read_onnx, tensor_specs
 
     recipe = plan.recipe
     path = recipe.resolve(recipe.model.path or Path())

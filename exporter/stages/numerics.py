@@ -15,8 +15,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporter.artifacts import ArtifactSpec, GateResult
-from exporter.graph import FLOAT_TYPES, constant_of
-from exporter.integers.products import (
+from exporter.model.graph import FLOAT_TYPES, constant_of
+from exporter.quantize.integers.products import (
     INT16_MAX,
     INT32_MAX,
     Product,

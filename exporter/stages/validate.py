@@ -24,11 +24,11 @@ from exporter.artifacts import (
     TaskScore,
     TensorSpec,
 )
-from exporter.comparison import drop_by_metric, drop_of_agreement
+from exporter.bundle.golden import GoldenInputs
 from exporter.errors import CalibrationError, EdgeError, GateError
-from exporter.golden import GoldenInputs
-from exporter.metrics import Metric, compare_outputs, same_class
-from exporter.reference import Reference, Sample, as_reference, latency_of
+from exporter.judging.drops import drop_by_metric, drop_of_agreement
+from exporter.judging.metrics import Metric, compare_outputs, same_class
+from exporter.judging.reference import Reference, Sample, as_reference, latency_of
 from exporter.runtimes.worker import RunRecord, read_samples, run_artifact, write_sample
 
 BATCH_SAMPLES = 3

@@ -20,7 +20,7 @@ FLOAT_BYTES = 4
 class StudentFigures:
     """Trainable parameters, multiply-accumulates of one inference at batch 1, and bytes of float32 weights.
 
-    Convolutions, linear layers and matrix products are counted, as `exporter.graph.node_macs` does. Parameters
+    Convolutions, linear layers and matrix products are counted, as `exporter.model.graph.node_macs` does. Parameters
     are torch's: batch norms, which an exported file folds away, are among them.
     """
 

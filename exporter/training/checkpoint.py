@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load
 from torch import Tensor
 
-from exporter.files import digest, disk_errors
+from exporter.system.files import digest, disk_errors
 
 _KEPT = 2
 _NAME = re.compile(r"checkpoint-(\d{10})-([0-9a-f]{64})\.safetensors")

@@ -11,7 +11,7 @@ import torch
 
 from exporter.artifacts import TensorSpec
 from exporter.errors import CalibrationError
-from exporter.metrics import Metric
+from exporter.judging.metrics import Metric
 
 if TYPE_CHECKING:
     from calibration.dataset import Dataset

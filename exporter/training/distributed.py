@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import UnsupportedError
-from exporter.processes import is_main_process, rank
+from exporter.system.processes import is_main_process, rank
 
 if TYPE_CHECKING:
     import torch

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from exporter.compression import TrainingTable
 from exporter.errors import GateError
+from exporter.recipe.compression import TrainingTable
 from exporter.training.checkpoint import checkpoints
 
 

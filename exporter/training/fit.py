@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from exporter.compression import TrainingTable
 from exporter.errors import RecipeError, UnsupportedError
-from exporter.source import flatten_outputs
+from exporter.model.source import flatten_outputs
+from exporter.recipe.compression import TrainingTable
 from exporter.training.data import TrainingData, take
 from exporter.training.distributed import process_count
 from exporter.training.objectives import evaluating, require_fitting_labels, require_same_shapes, settle_loss

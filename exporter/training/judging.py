@@ -13,8 +13,8 @@ from safetensors.numpy import save as save_arrays
 from torch import Tensor, nn
 
 from exporter.errors import CalibrationError
-from exporter.metrics import Outputs
-from exporter.source import flatten_outputs
+from exporter.judging.metrics import Outputs
+from exporter.model.source import flatten_outputs
 from exporter.training.data import TrainingData, take
 from exporter.training.distributed import gather, gather_bytes, is_main, process_count, rank, share
 from exporter.training.objectives import evaluating

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from exporter.compression import TrainingTable
 from exporter.errors import CalibrationError, ResourceError
+from exporter.model.state_dict import require_sane_weights
 from exporter.progress import Progress, Silence
-from exporter.state_dict import require_sane_weights
+from exporter.recipe.compression import TrainingTable
 from exporter.training.checkpoint import (
     clear,
     decode,

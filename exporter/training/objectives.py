@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from exporter.compression import TrainingTable
 from exporter.errors import CalibrationError, EdgeError, InputError, UnsupportedError, said
-from exporter.source import flatten_outputs
+from exporter.model.source import flatten_outputs
+from exporter.recipe.compression import TrainingTable
+from exporter.system.user_code import user_line
 from exporter.training.data import TrainingData
-from exporter.user_code import user_line
 
 Loss = Literal["cross_entropy", "mse"] | Callable[[Any, Tensor], Tensor]
 IGNORED_LABEL = -100

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from exporter.processes import rank
+from exporter.system.processes import rank
 
 
 @contextlib.contextmanager

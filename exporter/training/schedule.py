@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from exporter.compression import TrainingTable
 from exporter.errors import UnsupportedError
+from exporter.recipe.compression import TrainingTable
 
 
 def rate_factor(table: TrainingTable, done: int, total: int) -> float:

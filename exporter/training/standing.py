@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exporter.compression import TrainingTable
+from exporter.recipe.compression import TrainingTable
 from exporter.training.checkpoint import Checkpoint, raw_bytes
 from exporter.training.data import TrainingData
 from exporter.training.distributed import process_count

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from exporter.compression import TrainingTable
 from exporter.errors import EdgeError, InputError, said
+from exporter.recipe.compression import TrainingTable
+from exporter.system.user_code import import_user_code, user_line
 from exporter.training.data import Batch, TrainingData
-from exporter.user_code import import_user_code, user_line
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import DeviceError, EdgeError, IntegrityError, UsageError
-from exporter.files import digest
+from exporter.system.files import digest
 from targets.devices.adb import AdbDevice, run_adb, shown
 from targets.devices.android import BOARD_COMMAND, STATE_COMMAND, read_board, read_state, was_hot
 from targets.devices.base import Parcel, last_line

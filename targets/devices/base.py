@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, cast, runtime_checkable
 
 from exporter.errors import DeviceError, EdgeError, IntegrityError, TimeLimitError
-from exporter.files import digest
+from exporter.system.files import digest
 
 BOOTSTRAP = (
     "import sys; source = sys.stdin.buffer.read(int(sys.stdin.buffer.readline())); "

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import DeviceError
-from exporter.files import cache_folder
+from exporter.system.files import cache_folder
 from targets.devices import installer
 from targets.devices.base import last_line
 

@@ -16,9 +16,9 @@ from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 from exporter.artifacts import TensorSpec
-from exporter.contract import read_contract
+from exporter.bundle.contract import read_contract
+from exporter.bundle.manifest import read_manifest
 from exporter.errors import IntegrityError
-from exporter.manifest import read_manifest
 
 DOCUMENT_FORMAT = 1
 

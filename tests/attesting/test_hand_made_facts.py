@@ -22,7 +22,7 @@ from exporter.artifacts import (
 from exporter.attesting.bill_of_materials import bill_of_materials
 from exporter.attesting.facts import BuildFacts, DataFact, FloatFigures
 from exporter.attesting.model_card import model_card
-from exporter.files import digest, size_bytes
+from exporter.system.files import digest, size_bytes
 from targets.base import Delivery, RuntimeCapability
 
 FACTS = BuildFacts(

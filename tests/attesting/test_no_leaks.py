@@ -48,7 +48,7 @@ def test_no_shipped_document_tells_an_hour_or_an_absolute_path(
 
 
 def test_documents_are_in_every_bundle_and_in_its_manifest(told: Built) -> None:
-    from exporter.manifest import check_manifest, read_manifest
+    from exporter.bundle.manifest import check_manifest, read_manifest
 
     for target in told.targets:
         assert check_manifest(told.path / target)

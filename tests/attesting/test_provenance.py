@@ -29,11 +29,11 @@ from exporter.attesting.provenance import (
     read_provenance,
     record_inputs,
 )
+from exporter.bundle.manifest import check_manifest, read_manifest
+from exporter.bundle.measured import attach
 from exporter.errors import InputError, IntegrityError
-from exporter.manifest import check_manifest, read_manifest
-from exporter.measured import attach
-from exporter.planning import make_plan
-from exporter.recipe import read_recipe
+from exporter.recipe.planning import make_plan
+from exporter.recipe.recipe import read_recipe
 
 
 def sha256(path: Path) -> str:
@@ -261,7 +261,7 @@ def test_a_bundle_that_was_measured_since_is_still_the_one(
 
 
 def test_a_bundle_with_another_file_is_not(told: Built, provenance: Provenance, tmp_path: Path) -> None:
-    from exporter.manifest import rewrite_manifest
+    from exporter.bundle.manifest import rewrite_manifest
 
     bundle = tmp_path / "raspberry-pi"
     shutil.copytree(told.path / "raspberry-pi", bundle)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from exporter.errors import RecipeError
-from exporter.recipe import Recipe, json_schema, read_recipe
+from exporter.recipe.recipe import Recipe, json_schema, read_recipe
 
 MINIMAL = """
 [model]

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from exporter.manifest import write_manifest
-from exporter.measured import attach
+from exporter.bundle.manifest import write_manifest
+from exporter.bundle.measured import attach
 
 FILES = {"onnx:static_wi8_ai8": "net.onnx", "tflite:static_wi8_ai8": "net.tflite"}
 

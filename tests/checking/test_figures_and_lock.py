@@ -11,13 +11,13 @@ from checking_ground import make_bundle, measured, rewrite
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from exporter.bundle.manifest import check_manifest, write_manifest
+from exporter.bundle.measured import attach, device_name, read_measured
 from exporter.checking.documents import junit, markdown
 from exporter.checking.figures import KINDS, bundles_in, read_figures
 from exporter.checking.lock import accepted, empty_lock, read_lock, write_lock
 from exporter.checking.verdicts import State, judge, require_passed
 from exporter.errors import GateError, InputError, IntegrityError
-from exporter.manifest import check_manifest, write_manifest
-from exporter.measured import attach, device_name, read_measured
 
 
 def _lock(path: Path, bundle: Path) -> Path:
@@ -69,7 +69,7 @@ def test_a_kill_between_record_and_manifest_damages_nothing(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("exporter.measured.rewrite_manifest", killed)
+    monkeypatch.setattr("exporter.bundle.measured.rewrite_manifest", killed)
     with pytest.raises(KeyboardInterrupt):
         measured(bundle, "pi5", p50_ms=1.0)
     monkeypatch.undo()

@@ -13,9 +13,10 @@ from cli_ground import make_tiny
 from click.testing import Result
 
 from calibration.statistics import Statistics
-from exporter.calibrating import checkpoint_of, load_statistics_for
 from exporter.cli.calibrate import read_shard, read_size
 from exporter.errors import CalibrationError, InputError, IntegrityError, UsageError
+from exporter.jobs.calibrate import checkpoint_of
+from exporter.jobs.shared.statistics import load_statistics_for
 
 Call = Callable[..., Result]
 

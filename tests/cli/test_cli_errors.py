@@ -13,12 +13,12 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import exporter.recipe
+import exporter.recipe.recipe
 from exporter.cli import main
-from exporter.cli.boundary import InterruptedByUser, as_edge_error
-from exporter.cli.logs import KEPT_LOGS
 from exporter.cli.reference import error_classes
-from exporter.cli.text import MAX_LINE_CHARACTERS
+from exporter.cli.terminal.boundary import InterruptedByUser, as_edge_error
+from exporter.cli.terminal.logs import KEPT_LOGS
+from exporter.cli.terminal.text import MAX_LINE_CHARACTERS
 from exporter.errors import EdgeError, GateError, InputError
 
 ONE_LINE = re.compile(r"error\[(E-[a-z]+)\]: (.+); fix: (.+)\n")
@@ -49,7 +49,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
         def explode(path: Path) -> None:
             raise error
 
-        monkeypatch.setattr(exporter.recipe, "read_recipe", explode)
+        monkeypatch.setattr(exporter.recipe.recipe, "read_recipe", explode)
         return CliRunner().invoke(main, ["build", "recipe.toml", *options])
 
     return run
@@ -151,7 +151,7 @@ def test_whatever_the_cause_it_is_one_printable_line(
     def explode(path: Path) -> None:
         raise InputError(f"x{cause}", fix=f"y{fix}")
 
-    monkeypatch.setattr(exporter.recipe, "read_recipe", explode)
+    monkeypatch.setattr(exporter.recipe.recipe, "read_recipe", explode)
     result = CliRunner().invoke(main, ["build", "recipe.toml", "--json"])
     assert result.exit_code == 10
     assert result.stderr.endswith("\n")

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from exporter.drafting import FILL_IN, draft_recipe
-from exporter.planning import make_plan
-from exporter.recipe import read_recipe
+from exporter.jobs.init import FILL_IN, draft_recipe
+from exporter.recipe.planning import make_plan
+from exporter.recipe.recipe import read_recipe
 from targets.discovery import all_targets
 
 Call = Callable[..., Result]

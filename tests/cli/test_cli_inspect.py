@@ -11,8 +11,8 @@ import pytest
 from cli_ground import make_tiny
 from click.testing import Result
 
-from exporter.inspection import GraphFacts, OperatorFacts, inspect_onnx, judge_runtimes
-from exporter.manifest import write_manifest
+from exporter.bundle.manifest import write_manifest
+from exporter.jobs.inspect import GraphFacts, OperatorFacts, inspect_onnx, judge_runtimes
 from targets.discovery import all_targets
 
 Call = Callable[..., Result]

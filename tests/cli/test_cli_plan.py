@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from exporter.recipe import json_schema
+from exporter.recipe.recipe import json_schema
 from exporter.schemes import KNOWN_SCHEMES
 from targets.discovery import BUILT_IN
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from cli_ground import ROOT, python, run_python
 
-from exporter.cli.console import Column, Console
+from exporter.cli.terminal.console import Column, Console
 
 WAITING = """
 import sys, time
-import exporter.recipe
+import exporter.recipe.recipe
 from exporter.cli import main
 
 def wait(path):
@@ -27,7 +27,7 @@ def wait(path):
     finally:
         {cleanup}
 
-exporter.recipe.read_recipe = wait
+exporter.recipe.recipe.read_recipe = wait
 main(["build", "recipe.toml", *sys.argv[1:]])
 """
 
@@ -133,7 +133,7 @@ def build(plan, *, out, progress, log, resume):
     progress.say("the data has a constant channel")
     raise RuntimeError("after the noise") if "--fail" in sys.argv else SystemExit(3)
 
-sys.modules["exporter.pipeline"] = types.SimpleNamespace(build=build)
+sys.modules["exporter.jobs.build"] = types.SimpleNamespace(build=build)
 main(["build", sys.argv[1], "--json", "-v"])
 """
 

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "registry"))
 
 from registry_ground import make_build, make_bundle, make_key, serve, touch_up
 
-from exporter.manifest import write_manifest
+from exporter.bundle.manifest import write_manifest
 
 Call = Callable[..., Result]
 

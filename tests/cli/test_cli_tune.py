@@ -13,7 +13,7 @@ from click.testing import Result
 
 from exporter.cli.tune import _seconds
 from exporter.errors import UsageError
-from exporter.recipe import read_recipe
+from exporter.recipe.recipe import read_recipe
 from exporter.search.trial import TrialFigures
 
 Call = Callable[..., Result]

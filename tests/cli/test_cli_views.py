@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console as RichConsole
 
-from exporter.cli import bars, figures
-from exporter.cli.text import inert
+from exporter.cli.terminal import bars
+from exporter.cli.terminal.text import inert
+from exporter.cli.views import figures
 
 Call = Callable[..., Result]
 
@@ -155,7 +156,7 @@ def test_a_build_hands_the_plan_on_and_shows_what_comes_back(
             advance(1)
         return types.SimpleNamespace(path=out / "tiny" / "1.0.0", report=REPORT)
 
-    monkeypatch.setattr(importlib.import_module("exporter.pipeline"), "build", build)
+    monkeypatch.setattr(importlib.import_module("exporter.jobs.build"), "build", build)
     result = call("build", recipe, "--out", "there", "-v")
     assert result.exit_code == 0
     assert asked == {"name": "tiny", "out": Path("there"), "log_exists": True}
@@ -196,7 +197,7 @@ def test_a_replay_shows_each_artifact_and_what_could_not_be_run(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        importlib.import_module("exporter.replay"), "replay_bundle", lambda path, *, progress: OUTCOME
+        importlib.import_module("exporter.jobs.replay"), "replay_bundle", lambda path, *, progress: OUTCOME
     )
     result = call("validate", "android")
     lines = result.stdout.splitlines()

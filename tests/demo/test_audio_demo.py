@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from exporter.demo.audio import words
-from exporter.planning import make_plan
-from exporter.recipe import read_recipe
+from exporter.model.tidy import tidy
+from exporter.model.to_onnx import to_onnx
+from exporter.recipe.planning import make_plan
+from exporter.recipe.recipe import read_recipe
 from exporter.stages.load import load
-from exporter.stages.tidy import tidy
-from exporter.stages.to_onnx import to_onnx
 from targets.discovery import get_target
 
 FOLDER = Path(words.__file__).parent

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from calibration.preprocess import Preprocess
-from exporter.recipe import Recipe, read_recipe
+from exporter.recipe.recipe import Recipe, read_recipe
 
 DEMO = Path(__file__).resolve().parents[2] / "exporter" / "demo"
 RECIPES = ("digits-cnn.toml", "digits-vit.toml")

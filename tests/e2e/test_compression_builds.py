@@ -116,9 +116,9 @@ def test_the_compressed_torch_model_can_be_loaded_again(small: Built) -> None:
     import torch
     from safetensors.torch import load_file
 
-    from exporter.planning import make_plan
-    from exporter.recipe import read_recipe
-    from exporter.stages.compress import rebuild
+    from exporter.compress.steps import rebuild
+    from exporter.recipe.planning import make_plan
+    from exporter.recipe.recipe import read_recipe
     from exporter.stages.load import load
     from targets.discovery import get_target
 

@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from calibration.preprocess import Preprocess
+from exporter.bundle.manifest import check_manifest
 from exporter.errors import IntegrityError
-from exporter.manifest import check_manifest
-from exporter.replay import replay_bundle
+from exporter.jobs.replay import replay_bundle
 
 RUNTIME_OF = {"onnx": "onnxruntime-cpu", "ort": "onnxruntime-cpu", "tflite": "litert-xnnpack"}
 
@@ -112,7 +112,7 @@ def test_manifests_list_every_file_of_the_build(built: Built) -> None:
 
 
 def test_bundles_hold_what_the_report_promises(built: Built) -> None:
-    from exporter.files import digest
+    from exporter.system.files import digest
 
     for artifact in built.report["artifacts"]:
         for target in artifact["targets"]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fault_ground import Ground, copy_ground, lay_ground
 
-from exporter.source import SourceModel
+from exporter.model.source import SourceModel
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +32,8 @@ def ground(finished: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def load(tmp_path: Path) -> Callable[..., SourceModel]:
     """Return a function that plans a ground's recipe and loads its model, without building."""
-    from exporter.planning import make_plan
-    from exporter.recipe import read_recipe
+    from exporter.recipe.planning import make_plan
+    from exporter.recipe.recipe import read_recipe
     from exporter.stages.load import load as load_stage
     from targets.discovery import get_target
 

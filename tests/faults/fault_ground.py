@@ -152,9 +152,9 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["exporter.pipeline", "exporter.stages.load", "exporter.stages.to_onnx", "exporter.stages.tidy",
-     "exporter.stages.quantize", "exporter.stages.validate", "onnxruntime", "torch.onnx", "torch.export",
-     "torch.onnx._internal.exporter._core", "onnxscript.optimizer", "targets.discovery", "exporter.cli.bars"]
+    ["exporter.jobs.build", "exporter.stages.load", "exporter.model.to_onnx", "exporter.model.tidy",
+     "exporter.quantize.quantize", "exporter.stages.validate", "onnxruntime", "torch.onnx", "torch.export",
+     "torch.onnx._internal.exporter._core", "onnxscript.optimizer", "targets.discovery", "exporter.cli.terminal.bars"]
 )  # fmt: skip
 
 
@@ -199,7 +199,7 @@ def _work(arguments: list[str], stdout: str, stderr: str, scratch: str, stage: s
     os.environ["TMPDIR"] = tempfile.tempdir = scratch
     os.environ["XDG_STATE_HOME"] = str(Path(scratch).parent / "state")
     if stage:
-        from exporter.cli import bars
+        from exporter.cli.terminal import bars
 
         plain = bars.Lines.step
 

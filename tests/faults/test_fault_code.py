@@ -14,7 +14,7 @@ import torch
 from fault_ground import Ground
 
 from exporter.errors import UnsafeError, UnsupportedError
-from exporter.source import SourceModel
+from exporter.model.source import SourceModel
 
 Load = Callable[..., SourceModel]
 

@@ -94,7 +94,7 @@ def _await_child(running: Running) -> int:
     while not running.is_over:
         for child in _children(running.pid):
             with contextlib.suppress(OSError):
-                if b"exporter.isolation" in Path(f"/proc/{child}/cmdline").read_bytes():
+                if b"exporter.system.isolation" in Path(f"/proc/{child}/cmdline").read_bytes():
                     return child
         pause.wait(0.002)
     raise AssertionError(f"the build ended before it had a child: {running.end()}")
@@ -209,7 +209,7 @@ def test_two_builds_at_once_end_in_one_winner(ground: Ground, scratch: Path) -> 
 
 
 def test_a_build_of_a_prerelease_does_not_disturb_its_release(ground: Ground) -> None:
-    from exporter.files import appear_at_once
+    from exporter.system.files import appear_at_once
 
     with appear_at_once(ground.out / "tiny" / "1.0.0-rc.1") as staging:
         (staging / "kept").write_text("here")

@@ -14,7 +14,7 @@ from onnx_ground import make_onnx, save_onnx
 from safetensors.torch import save_file
 
 from exporter.errors import InputError
-from exporter.source import SourceModel
+from exporter.model.source import SourceModel
 
 Load = Callable[..., SourceModel]
 

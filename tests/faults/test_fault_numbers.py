@@ -13,7 +13,7 @@ from fault_ground import SAMPLES, Ground
 from PIL import Image
 
 from exporter.errors import GateError
-from exporter.source import SourceModel
+from exporter.model.source import SourceModel
 
 Load = Callable[..., SourceModel]
 

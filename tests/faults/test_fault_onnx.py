@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_ground import make_onnx, save_external, save_onnx
 
 from exporter.errors import EdgeError, GateError, InputError, RecipeError, UnsafeError, UnsupportedError
-from exporter.source import SourceModel
+from exporter.model.source import SourceModel
 
 Load = Callable[..., SourceModel]
 

@@ -29,18 +29,24 @@ from hypothesis import strategies as st
 
 from calibration.preprocess import Preprocess, describe_preprocess
 from exporter.artifacts import Artifact, ArtifactSpec, TensorSpec
-from exporter.carried import inspect_flatbuffer
+from exporter.bundle.contract import (
+    CONTRACT_KEY,
+    MODEL_KEY,
+    contract_document,
+    describe_contract,
+    file_metadata,
+)
 from exporter.cli import main
-from exporter.contract import CONTRACT_KEY, MODEL_KEY, contract_document, describe_contract, file_metadata
 from exporter.errors import InputError, IntegrityError
-from exporter.formats import produce
 from exporter.formats.base import ProduceRequest
-from exporter.formats.tflite_graph import read_model
-from exporter.formats.tflite_metadata import add_metadata, labels_archive
-from exporter.formats.tflite_pack import pack
-from exporter.inspection import inspect_onnx
-from exporter.integers.encodings import Encodings
-from exporter.onnx_write import save_onnx
+from exporter.formats.producers import produce
+from exporter.formats.tflite.graph import read_model
+from exporter.formats.tflite.metadata import add_metadata, labels_archive
+from exporter.formats.tflite.pack import pack
+from exporter.jobs.inspect import inspect_onnx
+from exporter.model.carried import inspect_flatbuffer
+from exporter.model.onnx_write import save_onnx
+from exporter.quantize.integers.encodings import Encodings
 
 CONTRACT = Preprocess(size=(2, 2), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 LABELS = ("cat", "naïve bird", "犬")

@@ -16,18 +16,18 @@ from calibration.collect import collect
 from calibration.dataset import ListDataset
 from calibration.ranges import Range
 from exporter.errors import CalibrationError
-from exporter.formats import tflite
 from exporter.formats.correspondence import Fingerprint, onnx_prints, share_ranges
 from exporter.formats.layer_names import CORE_ML_KINDS, LITERT_KINDS, is_onnx_layer
-from exporter.formats.tflite_graph import operators, read_model, tensor_type
-from exporter.integers.encodings import Encodings
-from exporter.integers.grid import grid_of
-from exporter.onnx_write import save_onnx
-from exporter.source import SourceModel
-from exporter.stages.quantize.ranges import choose_ranges
-from exporter.stages.quantize.regions import activation_values
-from exporter.stages.tidy import tidy
-from exporter.stages.to_onnx import to_onnx
+from exporter.formats.tflite import producer as tflite
+from exporter.formats.tflite.graph import operators, read_model, tensor_type
+from exporter.model.onnx_write import save_onnx
+from exporter.model.source import SourceModel
+from exporter.model.tidy import tidy
+from exporter.model.to_onnx import to_onnx
+from exporter.quantize.integers.encodings import Encodings
+from exporter.quantize.integers.grid import grid_of
+from exporter.quantize.ranges import choose_ranges
+from exporter.quantize.regions import activation_values
 
 VALUES = np.random.default_rng(0).normal(size=(2, 6, 5, 4)).astype(np.float32)
 

@@ -17,24 +17,24 @@ from safetensors.torch import load_file
 from torch_programs import sqnr_db
 
 from exporter.artifacts import Artifact, ArtifactSpec, TensorSpec
-from exporter.capture import save_program
 from exporter.demo.models import build_vit
-from exporter.formats import produce
 from exporter.formats.base import ProduceRequest
-from exporter.formats.mlpackage_graph import is_compressed, operations, read_program, read_spec
+from exporter.formats.mlpackage.graph import is_compressed, operations, read_program, read_spec
+from exporter.formats.producers import produce
 from exporter.formats.rounded_weights import LIMIT, on_grid, same_rows
-from exporter.formats.tflite_graph import operators, read_model, shape_of, tensor_type
-from exporter.integers.encodings import Encodings
-from exporter.integers.gptq import round_blocks
-from exporter.integers.rewrite import constant_matrix, is_matrix_product
-from exporter.integers.weights import Blocks, kernel_block
-from exporter.onnx_write import save_onnx
-from exporter.recovery.moments import inputs_of, second_moments
+from exporter.formats.tflite.graph import operators, read_model, shape_of, tensor_type
+from exporter.model.capture import save_program
+from exporter.model.onnx_write import save_onnx
+from exporter.model.source import SourceModel
+from exporter.model.tidy import tidy
+from exporter.model.to_onnx import to_onnx
+from exporter.quantize.integers.encodings import Encodings
+from exporter.quantize.integers.gptq import round_blocks
+from exporter.quantize.integers.rewrite import constant_matrix, is_matrix_product
+from exporter.quantize.integers.weights import Blocks, kernel_block
+from exporter.recover.methods.moments import inputs_of, second_moments
 from exporter.runtimes.litert import LitertModel
 from exporter.runtimes.onnxruntime_cpu import OnnxModel
-from exporter.source import SourceModel
-from exporter.stages.tidy import tidy
-from exporter.stages.to_onnx import to_onnx
 
 DEMO = Path(__file__).parents[2] / "exporter" / "demo"
 IMAGE = (TensorSpec("image", "float32", ("batch", 1, 32, 32)),)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from exporter.artifacts import ArtifactSpec, TensorSpec
 from exporter.formats.base import ProduceRequest
-from exporter.integers.encodings import Encodings
+from exporter.quantize.integers.encodings import Encodings
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from exporter.manifest import rewrite_manifest, write_manifest
+from exporter.bundle.manifest import rewrite_manifest, write_manifest
 from targets.conformance import RICH_CARD, sample_request
 from targets.discovery import get_target
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from registry_ground import TARGETS, make_build, make_bundle, serve, snapshot, touch_up
 
+from exporter.bundle.manifest import check_manifest
 from exporter.errors import BusyError, InputError, IntegrityError, UsageError
-from exporter.manifest import check_manifest
 from exporter.progress import Silence
 from exporter.registry import publishing
 from exporter.registry.checking import check_bundle, check_registry

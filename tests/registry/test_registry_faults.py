@@ -39,7 +39,6 @@ from exporter.errors import (
     UnsupportedError,
     UsageError,
 )
-from exporter.files import canonical_json
 from exporter.progress import Silence
 from exporter.registry.checking import check_bundle, check_registry
 from exporter.registry.documents import INDEX, Index, now, read_index, read_release, serialized
@@ -49,6 +48,7 @@ from exporter.registry.reading import open_registry
 from exporter.registry.stores.opening import open_store
 from exporter.registry.trust import state_file
 from exporter.registry.versions import parse_range
+from exporter.system.files import canonical_json
 
 
 def put(bundles: list[Path], root: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_pulled_bundle_that_was_changed_is_named(registry: Path, tmp_path: Pat
     (pulled / "README.md").write_text("no", encoding="utf-8")
     with pytest.raises(IntegrityError, match=r"README\.md has SHA-256"):
         check_bundle(pulled, progress=Silence())
-    from exporter.manifest import rewrite_manifest
+    from exporter.bundle.manifest import rewrite_manifest
 
     rewrite_manifest(pulled)
     with pytest.raises(IntegrityError, match=r"manifest\.json has SHA-256 .* it was published with"):

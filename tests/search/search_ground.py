@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from exporter.compression import PruneTable
 from exporter.errors import GateError
 from exporter.progress import Silence
-from exporter.recipe import Recipe
+from exporter.recipe.compression import PruneTable
+from exporter.recipe.recipe import Recipe
 from exporter.search.trial import Evaluate, Report, TrialFigures
 from exporter.search.tuning import Question, Tuned, TuneRequest, read_question, tune
 

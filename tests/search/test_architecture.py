@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from search_ground import RECIPE, Arithmetic, question_of, run
 
-from exporter.compression import DistillTable, StudentTable
 from exporter.errors import RecipeError
-from exporter.recipe import Recipe, read_recipe
+from exporter.recipe.compression import DistillTable, StudentTable
+from exporter.recipe.recipe import Recipe, read_recipe
 from exporter.search.points import Outcome
 from exporter.search.trial import Report, TrialFigures
 

@@ -11,9 +11,9 @@ import exporter.demo
 from exporter.artifacts import ArtifactSpec
 from exporter.errors import CalibrationError
 from exporter.progress import Silence
-from exporter.recipe import Recipe, read_recipe
+from exporter.recipe.recipe import Recipe, read_recipe
+from exporter.recipe.tune import TuneTable
 from exporter.search.evaluation import PipelineEvaluation, artifact_of, plan_of
-from exporter.search.table import TuneTable
 from exporter.search.trial import Evaluate
 from exporter.search.tuning import TuneRequest, read_question, tune
 

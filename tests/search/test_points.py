@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import GateError, UsageError
+from exporter.recipe.tune import ConstraintsTable
 from exporter.search.points import Outcome, Point, choose, front, knee
-from exporter.search.table import ConstraintsTable
 from exporter.search.trial import TrialFigures, goals_of
 
 GOALS = goals_of(("metric", "size"), "top1")

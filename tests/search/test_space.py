@@ -9,7 +9,7 @@ import pytest
 from search_ground import RECIPE, question_of
 
 from exporter.errors import RecipeError
-from exporter.search.table import KnobTable
+from exporter.recipe.tune import KnobTable
 
 
 def with_space(lines: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from exporter.recipe.tune import ConstraintsTable
 from exporter.search.stopping import LATENCY_NOISE, Course, excesses, trails
-from exporter.search.table import ConstraintsTable
 from exporter.search.trial import TrialFigures, goals_of
 
 GOALS = goals_of(("metric", "size"), "top1")

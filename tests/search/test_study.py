@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from search_ground import RECIPE, Arithmetic, Failing, question_of, run, start_worker
 
 from exporter.errors import GateError, UsageError
-from exporter.recipe import Recipe, read_recipe
+from exporter.recipe.recipe import Recipe, read_recipe
 from exporter.search.points import Outcome
 from exporter.search.trial import Report, TrialFigures
 

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from exporter.integers.encodings import Encodings
-from exporter.onnx_write import forget_inner_shapes, save_onnx
+from exporter.model.onnx_write import forget_inner_shapes, save_onnx
+from exporter.quantize.integers.encodings import Encodings
+from exporter.quantize.regions import activation_values
+from exporter.quantize.static import quantize_static
 from exporter.stages.blame import worst_layers
-from exporter.stages.quantize.regions import activation_values
-from exporter.stages.quantize.static import quantize_static
 
 CHAIN = """
 <ir_version: 8, opset_import: ["" : 18]>

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from exporter.errors import CalibrationError, RecipeError
-from exporter.planning import Plan, make_plan
-from exporter.recipe import read_recipe
-from exporter.source import SourceModel
+from exporter.model.source import SourceModel
+from exporter.recipe.planning import Plan, make_plan
+from exporter.recipe.recipe import read_recipe
 from exporter.stages.data import BuildData, read_data, require_labels_fit
 from exporter.stages.load import load
 from targets.discovery import get_target

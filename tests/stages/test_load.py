@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter import factory
 from exporter.errors import InputError, TimeLimitError
-from exporter.planning import make_plan
-from exporter.recipe import read_recipe
-from exporter.source import SourceModel
+from exporter.model import factory
+from exporter.model.source import SourceModel
+from exporter.recipe.planning import make_plan
+from exporter.recipe.recipe import read_recipe
 from exporter.stages.load import load
-from exporter.user_code import import_user_code
+from exporter.system.user_code import import_user_code
 from targets.discovery import get_target
 
 RECIPE = """

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from exporter.artifacts import ArtifactSpec, to_plain
-from exporter.integers.encodings import Encodings
-from exporter.integers.products import largest_sums, pair_extremes
+from exporter.quantize.integers.encodings import Encodings
+from exporter.quantize.integers.products import largest_sums, pair_extremes
+from exporter.quantize.quantize import quantize
+from exporter.quantize.regions import activation_values
 from exporter.schemes import Scheme
 from exporter.stages.numerics import DeviceAgreement, examine, float16_overflow, numeric_gates
-from exporter.stages.quantize import quantize
-from exporter.stages.quantize.regions import activation_values
 
 NETWORK = """
 <ir_version: 8, opset_import: ["" : 18]>

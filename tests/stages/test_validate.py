@@ -11,14 +11,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from exporter.artifacts import Artifact, ArtifactSpec, Coverage, TensorSpec
+from exporter.bundle.golden import GoldenInputs
 from exporter.errors import CalibrationError, GateError, InputError
-from exporter.files import digest
-from exporter.golden import GoldenInputs
-from exporter.metrics import top1
-from exporter.reference import Reference
+from exporter.judging.metrics import top1
+from exporter.judging.reference import Reference
 from exporter.runtimes import worker
 from exporter.runtimes.worker import read_samples
 from exporter.stages.validate import edge_cases, make_reference, validate
+from exporter.system.files import digest
 
 SPECS = (TensorSpec("x", "float32", ("batch", 4)),)
 

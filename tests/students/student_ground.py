@@ -15,17 +15,17 @@ from torch import nn
 from calibration.collect import collect
 from calibration.dataset import ListDataset
 from exporter.artifacts import Artifact, ArtifactSpec, Fidelity, Format, TensorSpec
-from exporter.capture import save_program
-from exporter.formats import produce
 from exporter.formats.base import ProduceRequest
-from exporter.integers.encodings import PLAIN, Encodings
-from exporter.measurement import export
-from exporter.metrics import compare_outputs
+from exporter.formats.producers import produce
+from exporter.judging.metrics import compare_outputs
+from exporter.model.capture import save_program
+from exporter.model.source import SourceModel
+from exporter.model.to_onnx import check_parity
+from exporter.quantize.integers.encodings import PLAIN, Encodings
+from exporter.quantize.ranges import choose_ranges
+from exporter.quantize.regions import activation_values
 from exporter.runtimes.worker import open_model, write_sample
-from exporter.source import SourceModel
-from exporter.stages.quantize.ranges import choose_ranges
-from exporter.stages.quantize.regions import activation_values
-from exporter.stages.to_onnx import check_parity
+from exporter.stages.measure import export
 from exporter.students.catalogue import build_student
 
 CLASSES = 5

@@ -9,7 +9,7 @@ import pytest
 from student_ground import CASES, Shipped, feeds, student_source, tokens
 
 from exporter.artifacts import TensorSpec
-from exporter.formats import mlpackage
+from exporter.formats.mlpackage import producer as mlpackage
 from exporter.runtimes.onnxruntime_cpu import OnnxModel
 
 # Measured on random weights, less a few decibels. Depth loses most: errors add up over layers that no training

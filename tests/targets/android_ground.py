@@ -24,17 +24,17 @@ from PIL import Image
 
 from calibration.preprocess import Preprocess
 from exporter.artifacts import Artifact, ArtifactSpec, Coverage, Evidence, TensorSpec
-from exporter.files import digest
-from exporter.golden import GoldenInputs, Tolerance, write_golden
-from exporter.manifest import write_manifest
-from exporter.png import encode_png
-from targets.android import TARGET, AndroidOptions
+from exporter.bundle.golden import GoldenInputs, Tolerance, write_golden
+from exporter.bundle.manifest import write_manifest
+from exporter.bundle.png import encode_png
+from exporter.system.files import digest
+from targets.android import maven
+from targets.android.maven import Coordinates, Project
+from targets.android.model import LITERT, LITERT_GPU, ONNXRUNTIME, ONNXRUNTIME_QNN, AndroidModel
+from targets.android.packages import model_of
+from targets.android.target import TARGET, AndroidOptions
 from targets.base import BundleRequest, Delivery, ModelCard
-from targets.packaging import maven
-from targets.packaging.android import model_of
-from targets.packaging.android_model import LITERT, LITERT_GPU, ONNXRUNTIME, ONNXRUNTIME_QNN, AndroidModel
 from targets.packaging.base import Package, PackRequest, Published, read_bundle
-from targets.packaging.maven import Coordinates, Project
 from targets.packaging.zips import zip_of
 
 JVM_INTERFACES = Path(__file__).parent / "jvm"

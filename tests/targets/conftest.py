@@ -18,7 +18,7 @@ from PIL import Image
 
 from calibration.preprocess import Preprocess
 from exporter.artifacts import Artifact, ArtifactSpec, Coverage, Evidence, TensorSpec
-from exporter.files import digest
+from exporter.system.files import digest
 from targets.base import BundleRequest, Delivery, ModelCard
 from targets.discovery import GROUP, get_target
 

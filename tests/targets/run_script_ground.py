@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from targets.raspberry_pi import RUN_SCRIPT
+from targets.raspberry_pi.target import RUN_SCRIPT
 
 
 def load_script(path: Path = RUN_SCRIPT) -> Any:

@@ -9,12 +9,12 @@ from pydantic import ValidationError
 
 from exporter.artifacts import ArtifactSpec
 from exporter.errors import UnsupportedError
-from targets.android import TARGET as ANDROID
+from targets.android.target import TARGET as ANDROID
 from targets.base import BundleRequest, ModelCard, Target, TargetOptions, Verdict
-from targets.ios import TARGET as IOS
-from targets.ios import IosOptions
-from targets.raspberry_pi import BOARDS, RaspberryPiOptions
-from targets.raspberry_pi import TARGET as PI
+from targets.ios.target import TARGET as IOS
+from targets.ios.target import IosOptions
+from targets.raspberry_pi.target import BOARDS, RaspberryPiOptions
+from targets.raspberry_pi.target import TARGET as PI
 
 
 def runs(target: Target, text: str, **options: str) -> list[str]:

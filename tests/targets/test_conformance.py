@@ -33,7 +33,9 @@ def test_the_built_in_targets_are_among_those_checked() -> None:
 def test_a_third_party_target_is_checked_by_name(
     register: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = "from targets.raspberry_pi import RaspberryPi\nTARGET = RaspberryPi(name='kiosk', summary='')"
+    source = (
+        "from targets.raspberry_pi.target import RaspberryPi\nTARGET = RaspberryPi(name='kiosk', summary='')"
+    )
     register("kiosk", "conformance_kiosk", source)
 
     assert main(["kiosk", "android"]) == 1

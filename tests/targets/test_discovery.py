@@ -15,7 +15,7 @@ from exporter.errors import UnsupportedError, UsageError
 from targets.discovery import BUILT_IN, GROUP, all_targets, get_target, list_targets
 
 GOOD = """
-from targets.android import Android
+from targets.android.target import Android
 TARGET = Android(name="kiosk", summary="A kiosk")
 """
 ROOT = Path(__file__).parents[2]
@@ -107,7 +107,7 @@ def test_a_built_in_name_cannot_be_taken(register: Callable[..., Path], tmp_path
     marker = tmp_path / "loaded"
     register("android", "acme_android", f"open({str(marker)!r}, 'w').close()\n{GOOD}")
 
-    assert type(get_target("android")).__module__ == "targets.android"
+    assert type(get_target("android")).__module__ == "targets.android.target"
     claim = next(item for item in list_targets() if item.origin == "acme-targets")
     assert claim.target is None
     assert claim.reason == "'android' is a built-in target"

@@ -12,7 +12,7 @@ from PIL import Image
 from run_script_ground import load_script
 
 from calibration.preprocess import FITS, RESIZES, Preprocess
-from exporter.mistakes import SINGLE_CODES, name_mistake, revealed_codes
+from exporter.bundle.mistakes import SINGLE_CODES, name_mistake, revealed_codes
 
 SCRIPT = load_script()
 

@@ -16,12 +16,12 @@ from torch import nn
 from exporter.artifacts import TensorSpec
 from exporter.demo import models
 from exporter.errors import UnsupportedError
-from exporter.metrics import compare_outputs
-from exporter.onnx_write import save_onnx
+from exporter.judging.metrics import compare_outputs
+from exporter.model.onnx_write import save_onnx
+from exporter.model.source import SourceModel
+from exporter.model.tidy import tidy
+from exporter.model.to_onnx import to_onnx
 from exporter.runtimes.onnxruntime_cpu import OnnxModel
-from exporter.source import SourceModel
-from exporter.stages.tidy import tidy
-from exporter.stages.to_onnx import to_onnx
 from exporter.torch_graph.graph import MODULE_DOMAIN, TorchGraph
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

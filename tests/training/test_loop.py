@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_ground import CLASSES, make_data, make_net
 
-from exporter.compression import TrainingTable
 from exporter.errors import (
     CalibrationError,
     GateError,
@@ -26,8 +25,9 @@ from exporter.errors import (
     ResourceError,
     UnsupportedError,
 )
-from exporter.metrics import top1
+from exporter.judging.metrics import top1
 from exporter.progress import Silence
+from exporter.recipe.compression import TrainingTable
 from exporter.training.checkpoint import checkpoints
 from exporter.training.data import TrainingData
 from exporter.training.loop import train

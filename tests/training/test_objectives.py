@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from exporter.compression import TrainingTable
+from exporter.recipe.compression import TrainingTable
 from exporter.training.objectives import (
     Teacher,
     class_axis,

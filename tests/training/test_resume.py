@@ -13,8 +13,8 @@ import pytest
 import torch
 from training_ground import AUGMENT, make_data, make_net, script_command
 
-from exporter.compression import TrainingTable
 from exporter.progress import Silence
+from exporter.recipe.compression import TrainingTable
 from exporter.training.checkpoint import checkpoints
 from exporter.training.loop import train
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from exporter.artifacts import TensorSpec
-from exporter.compression import TrainingTable
-from exporter.metrics import top1
+from exporter.judging.metrics import top1
+from exporter.recipe.compression import TrainingTable
 from exporter.training.data import TrainingData
 
 CLASSES = 3
@@ -78,7 +78,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 from safetensors.torch import save_file
 from training_ground import make_data, make_net
-from exporter.compression import TrainingTable
+from exporter.recipe.compression import TrainingTable
 from exporter.progress import Silence
 from exporter.training.loop import train
 from exporter.training.distributed import rank, share, wait, is_main, process_count

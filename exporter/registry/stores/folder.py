@@ -1,4 +1,4 @@
-"""A registry in a folder, written through `exporter.files`: whole or absent, synced, locked while its process lives."""
+"""A registry in a folder, written through `system.files`: whole or absent, synced, locked while its process lives."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.errors import InputError, IntegrityError
-from exporter.files import digest, disk_errors, hold_lock, is_unfinished, require_folder, write_bytes
 from exporter.registry.stores.base import (
     CHUNK_BYTES,
     LARGEST_DOCUMENT,
@@ -19,6 +18,7 @@ from exporter.registry.stores.base import (
     too_large,
     wrong_size,
 )
+from exporter.system.files import digest, disk_errors, hold_lock, is_unfinished, require_folder, write_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from exporter.registry.stores.base import CONNECT_SECONDS, Store
 from exporter.registry.stores.bucket import BucketStore
 from exporter.registry.stores.folder import FolderStore
 from exporter.registry.stores.web import WebStore
-from exporter.urls import without_credentials
+from exporter.system.urls import without_credentials
 
 REQUEST_SECONDS = 60.0
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}

@@ -17,7 +17,7 @@ from importlib.resources import files as resources
 from pathlib import Path
 
 from exporter.errors import DeviceError
-from exporter.files import cache_folder
+from exporter.system.files import cache_folder
 from targets.devices.base import last_line
 from targets.devices.virtual_pi.cores import CORES, Core
 from targets.devices.virtual_pi.debian import MIRROR, Archive

@@ -10,8 +10,8 @@ import openssh
 import pytest
 from sshd_ground import Sshd, serving
 
+from exporter.bundle.manifest import write_manifest
 from exporter.errors import DeviceError
-from exporter.manifest import write_manifest
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from exporter.files import cache_folder
+from exporter.system.files import cache_folder
 from targets.devices.virtual_pi.debian import SUITE, Archive
 
 PROGRAMS = {"sshd": "usr/sbin", "ssh": "usr/bin", "ssh-keygen": "usr/bin", "ssh-keyscan": "usr/bin"}

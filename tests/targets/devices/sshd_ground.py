@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from exporter.benching import Wishes, bench_bundle
+from exporter.bundle.manifest import write_manifest
 from exporter.errors import EdgeError
-from exporter.manifest import write_manifest
 from exporter.progress import Silence
 from targets.devices import SshDevice, SshOptions, open_device
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from exporter.bundle.manifest import check_manifest
 from exporter.cli import main
 from exporter.cli.bench import read_duration, read_threads
 from exporter.errors import DeviceError, UsageError
-from exporter.manifest import check_manifest
 from targets.devices import open_device
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from exporter.bundle.manifest import write_manifest
 from exporter.errors import DeviceError
-from exporter.manifest import write_manifest
 from targets.devices import EmulatedDevice, open_device
 from targets.devices.wheels import fetch_wheels
 from targets.packaging.base import read_bundle
-from targets.packaging.wheel import make_wheel
+from targets.raspberry_pi.wheel import make_wheel
 
 PROGRAM = """
 import json, platform, sys

@@ -1,0 +1,1 @@
+"""Making a torch model smaller before it is exported: every method SourceModel → SourceModel, so that they compose."""

@@ -1,0 +1,1 @@
+"""`method = "distill"`: the model as it is now learns from a teacher."""

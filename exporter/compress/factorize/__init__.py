@@ -1,0 +1,1 @@
+"""`method = "factorize"`: linear and convolution layers become two thinner ones each."""

@@ -1,0 +1,1 @@
+"""`method = "prune"`: whole channels, hidden units and heads leave the network."""

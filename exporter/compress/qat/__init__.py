@@ -1,0 +1,1 @@
+"""`method = "qat"`: fine-tuning with the rounding of the exported integer graph in the forward pass."""

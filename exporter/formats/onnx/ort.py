@@ -1,0 +1,96 @@
+"""`.ort` files: the ONNX artifact as onnxruntime's own flatbuffer, optimised for ARM, for reduced builds.
+
+A reduced ("minimal") onnxruntime build holds only the operators listed in `required_operators.config`,
+which is written beside the file. The conversion keeps signed activations signed (`session.qdqisint8allowed`),
+as onnxruntime does on ARM; on other hosts it would rewrite them to unsigned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from exporter.artifacts import Artifact, ArtifactSpec, Format
+from exporter.errors import ResourceError
+from exporter.formats.base import ProduceRequest
+from exporter.formats.onnx import producer as onnx_file
+from exporter.system.files import digest, size_bytes
+from exporter.system.isolation import call_isolated
+
+FLATBUFFER_LIMIT_BYTES = 2**31
+NOTABLE_GROWTH = 1.1
+GROWTH_REASON = (
+    "onnxruntime stores what it computed while it optimised (a tied table transposed, an integer weight as float) "
+    "and the names it needs to do so again on the device"
+)
+
+
+def produce(request: ProduceRequest) -> Artifact:
+    """Write the `.ort` artifact and its `required_operators.config`; raises what `.onnx` production raises."""
+    started = time.monotonic()
+    onnx_spec = ArtifactSpec(Format.ONNX, request.spec.scheme, request.spec.shapes)
+    scratch = request.workdir / "ort"
+    scratch.mkdir(parents=True, exist_ok=True)
+    base = onnx_file.produce(dataclasses.replace(request, spec=onnx_spec, destination=scratch))
+    if base.size_bytes >= FLATBUFFER_LIMIT_BYTES:
+        raise ResourceError(
+            f"{request.path.name} would hold {base.size_bytes} bytes, and an .ort file ends at 2 GiB",
+            fix="use .onnx for this model",
+        )
+    operators = request.destination / f"{request.path.stem}.required_operators.config"
+    call_isolated(
+        "exporter.formats.onnx.ort:convert",
+        {"onnx": str(base.path), "ort": str(request.path), "operators": str(operators)},
+        stage="conversion to ORT format",
+        subject=request.path.name,
+        log=request.workdir / "logs" / f"{request.path.name}.log",
+    )
+    size = size_bytes(request.path)
+    notes = base.notes
+    if size > NOTABLE_GROWTH * base.size_bytes:
+        notes = (*notes, f"{size / base.size_bytes:.2f} times the .onnx of the same scheme: {GROWTH_REASON}")
+    return dataclasses.replace(
+        base,
+        spec=request.spec,
+        path=request.path,
+        size_bytes=size,
+        notes=notes,
+        sha256=digest(request.path),
+        companions=(operators,),
+        seconds=time.monotonic() - started,
+    )
+
+
+def convert(request: dict[str, Any]) -> dict[str, Any]:
+    """Convert one `.onnx` to `.ort` and write its operator list (runs in a child process)."""
+    import onnxruntime as ort
+    from onnxruntime.tools.ort_format_model.utils import create_config_from_models
+
+    from exporter.formats.onnx.ort_canonical import canonicalize
+
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = request["ort"]
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
+    # The NCHWc layout is an x86 layout: a file that has it does not run on ARM.
+    ort.InferenceSession(
+        request["onnx"], options, providers=["CPUExecutionProvider"], disabled_optimizers=["NchwcTransformer"]
+    )
+    canonicalize(Path(request["ort"]))
+    folder = Path(request["ort"]).parent
+    listing = folder / f".{Path(request['operators']).name}.part"
+    create_config_from_models([Path(request["ort"])], listing, enable_type_reduction=False)
+    text = listing.read_text(encoding="utf-8")
+    listing.unlink()
+    kept = [line for line in text.splitlines() if line and not line.startswith("#")]
+    Path(request["operators"]).write_text(
+        "# Operators of this model, for onnxruntime's build.py --include_ops_by_config\n"
+        + "\n".join(kept)
+        + "\n",
+        encoding="utf-8",
+    )
+    return {}

@@ -1,0 +1,1 @@
+"""`.tflite`: from the captured program to a float file, and from that to a quantised one."""

@@ -1,0 +1,1 @@
+"""The host under the tool: files, processes, isolation, URLs, and the user's own code."""

@@ -16,6 +16,7 @@ from exporter.artifacts import Artifact, ArtifactSpec, Format
 from exporter.errors import ResourceError
 from exporter.formats.base import ProduceRequest
 from exporter.formats.onnx import producer as onnx_file
+from exporter.runtimes.worker import CHILD_ENVIRONMENT, CHILD_LIBRARIES
 from exporter.system.files import digest, size_bytes
 from exporter.system.isolation import call_isolated
 
@@ -46,6 +47,8 @@ def produce(request: ProduceRequest) -> Artifact:
         stage="conversion to ORT format",
         subject=request.path.name,
         log=request.workdir / "logs" / f"{request.path.name}.log",
+        environment=CHILD_ENVIRONMENT,
+        preload=CHILD_LIBRARIES,
     )
     size = size_bytes(request.path)
     notes = base.notes

@@ -96,8 +96,9 @@ def die_with(parent: int) -> None:
 def peak_rss_mb() -> float:
     """Return the peak resident memory of this process or of its largest child, in MB (10^6 bytes).
 
-    Libraries count, whether the process imported them or shares their pages with the one that it was forked from;
-    what that one, or an earlier job, held at its own peak does not: Linux starts the high-water mark anew at a fork.
+    What libraries allocated counts, whether the process imported them or shares those pages with the one that it was
+    forked from; of their files, what it touched itself. What its parent or an earlier job held at a peak of theirs does
+    not count: Linux starts the high-water mark anew at a fork.
     """
     unit = 1 if sys.platform == "darwin" else 1024
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit

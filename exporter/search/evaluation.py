@@ -18,11 +18,13 @@ import onnx_ir as ir
 from exporter.artifacts import Artifact, ArtifactSpec, Coverage, Format, ModelFigures, Shapes
 from exporter.compress.steps import Workshop, compress
 from exporter.errors import EdgeError, GateError, InputError, said
-from exporter.formats.base import ProduceRequest
-from exporter.formats.producers import produce
+from exporter.jobs.shared.clock import Clock
 from exporter.jobs.shared.host import HostTarget
+from exporter.jobs.shared.making import make_artifacts
+from exporter.jobs.shared.opening import FloatGraph
 from exporter.jobs.shared.settle import settle_all
 from exporter.judging.metrics import Metric, compare_outputs
+from exporter.model.capture import save_program
 from exporter.model.graph import node_macs, parameter_count
 from exporter.model.source import SourceModel
 from exporter.progress import Progress, Silence
@@ -195,34 +197,11 @@ class PipelineEvaluation:
         return sum(map(size_bytes, files)), sum(map(deflated_bytes, files)), macs, parameter_count(graph)
 
     def _artifact(self, plan: Plan, source: SourceModel, onnx: Path, folder: Path) -> Artifact:
-        from exporter.model.capture import save_program
-
-        spec = plan.artifacts[0].spec
-        places = {name: folder / name for name in ("models", "samples", "work")}
-        for place in places.values():
-            place.mkdir(parents=True, exist_ok=True)
-        calibrated = spec.scheme.needs_calibration and self._data.calibration is not None
-        if calibrated and self._data.calibration is not None and spec.format.needs_torch:
-            for number, sample in enumerate(self._data.calibration):
-                write_sample(places["samples"], number, sample)
-        settled, _ = settle_all(
-            plan, source, onnx, self._data, folder / "recovery", Silence(), lambda _done: None, climbs=False
-        )
-        request = ProduceRequest(
-            spec=spec,
-            model_name=source.name,
-            onnx=settled[spec.scheme].onnx,
-            program=save_program(source, folder / "program.pt2") if spec.format.needs_torch else None,
-            inputs=source.inputs,
-            outputs=OnnxModel(onnx).outputs,
-            axes=source.axes,
-            samples=places["samples"] if calibrated else None,
-            rule=plan.recipe.quantize.rule,
-            destination=places["models"],
-            workdir=places["work"],
-            encodings=settled[spec.scheme].encodings,
-        )
-        return produce(request)
+        program = save_program(source, folder / "program.pt2") if plan.needs_program else None
+        graph = FloatGraph(plan, source, self._data, onnx, program)
+        settling = settle_all(graph, folder / "recovery", progress=Silence(), climbs=False)
+        made = make_artifacts(graph, settling, folder, clock=Clock(Silence()), metadata={})
+        return made[plan.artifacts[0].spec]
 
     def _figures(self, artifact: Artifact, onnx: Path, folder: Path, *, judged: bool) -> TrialFigures:
         """Run the artifact and return what it measures; `judged` says whether its answers mean anything yet."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from exporter.errors import CalibrationError, RecipeError
 from exporter.judging.metrics import METRICS, Metric, guard_metric
+from exporter.judging.scoring import Judging
 from exporter.model.source import SourceModel
 from exporter.recipe.planning import Plan
 from exporter.system.user_code import import_user_code
@@ -43,6 +44,11 @@ class BuildData:
     metric: Metric | None
     findings: tuple[str, ...]
     training: TrainingData | None = None
+
+    @property
+    def judging(self) -> Judging:
+        """What judges every artifact of the build."""
+        return Judging(self.samples, self.labels, self.metric_name, self.metric)
 
 
 def read_data(plan: Plan, source: SourceModel) -> BuildData:

@@ -7,16 +7,15 @@ that nobody removed show up here as the bytes and milliseconds they still cost.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from exporter.artifacts import Format, ModelFigures
-from exporter.judging.metrics import Metric
 from exporter.judging.reference import latency_of
+from exporter.judging.scoring import Judging
 from exporter.model.graph import FLOAT_TYPES, node_macs, parameter_count
 from exporter.model.onnx_write import save_onnx
 from exporter.model.source import SourceModel
@@ -28,16 +27,6 @@ from exporter.system.files import size_bytes
 
 _DEFLATE_LEVEL = 6
 _CHUNK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Judging:
-    """What scores a model: samples (re-iterable), their labels, and the recipe's metric."""
-
-    samples: Iterable[Mapping[str, np.ndarray]]
-    labels: np.ndarray | None
-    metric_name: str | None
-    metric: Metric | None
 
 
 def export(source: SourceModel, path: Path) -> Path:
@@ -71,15 +60,13 @@ def measure_file(
         place.mkdir(parents=True, exist_ok=True)
         for old in place.glob("*.npz"):
             old.unlink()
-    scored = judging is not None and judging.metric is not None and judging.labels is not None
+    scored = judging is not None and judging.scores
     write_sample(inputs, 0, source.example)
     if scored and judging is not None:
         for number, sample in enumerate(judging.samples, start=1):
             write_sample(inputs, number, sample)
     record = run_artifact(path, Format.ONNX, inputs, outputs, log=folder / "measuring.log")
-    score = None
-    if judging is not None and judging.metric is not None and judging.labels is not None:
-        score = judging.metric(list(read_samples(outputs))[1:], judging.labels)
+    score = None if judging is None or not scored else judging.score(list(read_samples(outputs))[1:])
     latency = latency_of(record)
     graph = ir.load(path)
     return ModelFigures(

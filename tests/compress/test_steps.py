@@ -18,11 +18,12 @@ from exporter.compress.saved import serialized_weights, weights_digest
 from exporter.compress.steps import Compressed, Workshop, compress, rebuild
 from exporter.errors import UnsupportedError
 from exporter.judging.metrics import METRICS
+from exporter.judging.scoring import Judging
 from exporter.model.source import SourceModel
 from exporter.progress import Silence
 from exporter.quantize.regions import decide_regions
 from exporter.recipe.recipe import Recipe
-from exporter.stages.measure import Judging, export, measure, race_models
+from exporter.stages.measure import export, measure, race_models
 from exporter.training.data import TrainingData
 
 SAMPLES = 64

@@ -1,13 +1,37 @@
-"""What all tests stand on: onnxruntime sessions of their own compute as the device does, whichever x86 the host has."""
+"""What all tests stand on: who runs beside whom, and onnxruntime sessions that compute as the device does.
+
+The sessions of the tests' own give the same answers whichever x86 the host has.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import onnx
 import onnxruntime as ort
+import pytest
+from hypothesis import settings
 
 from exporter.runtimes import sessions
+
+ROOT = Path(__file__).parent
+# Folders whose tests stand on builds, keys or servers of the session, or are measured and cut off by the clock: one
+# process runs all of such a folder, one test after another.
+TOGETHER = ("attesting", "e2e", "faults", "registry", "targets/devices")
+
+# How busy the machine is must not fail a test of numbers.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say what xdist must keep in one process: a module, or a folder whose tests share more than a module."""
+    for item in items:
+        folder = item.path.parent.relative_to(ROOT).as_posix()
+        together = folder if folder in TOGETHER else item.path.relative_to(ROOT).as_posix()
+        item.add_marker(pytest.mark.xdist_group(together))
+
 
 _create = ort.InferenceSession.__init__
 

@@ -52,5 +52,11 @@ def build(arguments: Sequence[str | Path], cwd: Path, **environment: str) -> Bui
     cwd.mkdir(parents=True, exist_ok=True)
     result = edge_export(*arguments, "--json", "--out", cwd / "out", cwd=cwd, **environment)
     assert result.returncode == 0, result.stderr
-    answer = json.loads(result.stdout)
+    (cwd / "answer.json").write_text(result.stdout)
+    return read_built(cwd)
+
+
+def read_built(folder: Path) -> Built:
+    """Return the build that was run in `folder`."""
+    answer = json.loads((folder / "answer.json").read_text())
     return Built(Path(answer["path"]), answer)

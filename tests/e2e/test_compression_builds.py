@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from build_ground import ROOT, Built, build, edge_export
+from build_ground import ROOT, Built, build, edge_export, read_built
+from shared_builds import once
 
 from exporter.cli.demo import demo_recipe
 
@@ -40,7 +41,8 @@ def _recipe(folder: Path, steps: str) -> Path:
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The small demo as a newcomer builds it."""
-    return build(["demo", "--model", "cnn-small"], tmp_path_factory.mktemp("small"))
+    demo = ["demo", "--model", "cnn-small"]
+    return read_built(once(tmp_path_factory, "demo-cnn-small", lambda folder: build(demo, folder)))
 
 
 def _float_p50(built: Built) -> float:

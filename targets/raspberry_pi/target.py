@@ -55,6 +55,14 @@ BOARDS: Mapping[Board, BoardFacts] = MappingProxyType(
     }
 )
 
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What `usage.md` reads: the file name of the preferred artifact."""
+
+    first: str
+
+
 CAPABILITIES = Capabilities(
     version="1",
     runtimes=(
@@ -115,7 +123,7 @@ class RaspberryPi:
             request,
             platform=f"{board.title} (64-bit)",
             facts=_facts(board),
-            usage=_usage(request),
+            usage=documents.render("raspberry_pi/usage.md", Usage(request.deliveries[0].artifact.path.name)),
         )
 
     def pack(self, request: PackRequest) -> tuple[Package, ...]:
@@ -218,26 +226,6 @@ def _facts(board: BoardFacts) -> tuple[str, ...]:
         "a run made while the board was throttled or under-powered says nothing. Bits 0-3 are now, 16-19 "
         "since boot.",
     )
-
-
-def _usage(request: BundleRequest) -> str:
-    first = request.deliveries[0].artifact.path.name
-    return f"""\
-```
-python -m pip install -r requirements.txt
-python run.py                      # replay the golden vectors: preprocessing, parity and latency of every model
-python run.py --model {first} --threads 4 --json
-python run.py photo.jpg            # or x.npy, already preprocessed: the top labels
-python run.py --check-tensor x.npy # what your own code made of golden/0/raw.*.png: the mistake in it, by name
-```
-
-In Python: `from run import Model`, `Model().predict("photo.jpg")`.
-
-`run.py` needs numpy and either `onnxruntime` or `ai-edge-litert` (or the older `tflite-runtime`,
-which takes the float and static int8 files without int8 embeddings only), and Pillow
-only for pictures. It exits with 0 when every golden picture gives its tensor and every replayed model is within
-tolerance, with 14 when one is not.
-"""
 
 
 TARGET = RaspberryPi()

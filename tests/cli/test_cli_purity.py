@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 from cli_ground import run_python
 
-FRAMEWORKS = {"torch", "onnx", "onnx_ir", "onnxruntime", "litert_torch", "coremltools", "jax", "transformers"}
+FRAMEWORKS = {
+    "torch",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "litert_torch",
+    "coremltools",
+    "jax",
+    "transformers",
+    "jinja2",
+}
 
 SCRIPT = """
 import json, sys

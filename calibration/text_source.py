@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from calibration.checks import InputSpec
-from calibration.dataset import Array, Dataset, IndexedDataset
+from calibration.dataset import Dataset, IndexedDataset
 from calibration.user_code import call_guarded, load_callable
+from exporter.arrays import Array
 from exporter.errors import CalibrationError, RecipeError, UnsupportedError, first_line
 
 _ENCODING_PARTS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from calibration.dataset import Array, Dataset, Sample, StreamDataset
+from calibration.dataset import Dataset, StreamDataset
+from exporter.arrays import Array, Sample
 from exporter.errors import CalibrationError, RecipeError
 
 

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from calibration.ranges import Range
+from exporter.arrays import Array
 from exporter.errors import CalibrationError
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 SAMPLES = 2
 """Fingerprints of five numbers on one sample tell tensors apart; a second catches what is constant by chance."""

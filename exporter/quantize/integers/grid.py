@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SMALLEST_SCALE = 2.0**-100
-"""Of activations and of weights: far above float32's subnormals (2^-126), so that the product of two, a bias's, is normal."""
+"""Of activations and of weights: far above float32's subnormals (2^-126), so the product of two, a bias's, is normal."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,8 +143,7 @@ def _json_tokenizer(path: Path, inputs: Sequence[InputSpec], max_length: int | N
         )
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:
-        # The library raises bare Exception for every malformed file.
+    except Exception as error:  # tokenizers raises bare Exception for every malformed file
         raise CalibrationError(
             f"{path} is not a tokenizer: {first_line(error)}",
             fix="save it with the tokenizers library",

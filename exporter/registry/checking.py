@@ -163,9 +163,8 @@ def _hash_all(store: Store, expected: Mapping[str, FileEntry], advance: Advance)
             for task in tasks:
                 done += task.result()
                 advance(done)
-        except BaseException:
+        finally:  # one that failed takes those along that have not begun
             pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _hash(store: Store, path: str, entry: FileEntry) -> int:

@@ -83,7 +83,7 @@ def call_guarded(reference: str, function: Callable[..., Any], *arguments: Any) 
     """Return what the user's `function` returns; CalibrationError, naming its line, for what it raises."""
     try:
         return function(*arguments)
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise _failed(reference, error) from error
 
 

@@ -17,10 +17,11 @@ import numpy as np
 
 from calibration.array_files import read_npy, read_npz
 from calibration.checks import InputSpec
-from calibration.dataset import Array, ArrayDataset, Dataset, IndexedDataset, take
+from calibration.dataset import ArrayDataset, Dataset, IndexedDataset, take
 from calibration.preprocess import Preprocess
 from calibration.text_source import open_text
 from calibration.user_code import open_python
+from exporter.arrays import Array
 from exporter.errors import CalibrationError, RecipeError, first_line
 
 _COMMON = ("source", "samples", "labels")

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from calibration.checks import InputSpec
-from calibration.dataset import Array, Dataset, IndexedDataset
+from calibration.dataset import Dataset, IndexedDataset
 from calibration.user_code import call_guarded, load_callable
+from exporter.arrays import Array
 from exporter.errors import CalibrationError, RecipeError, UnsupportedError, first_line
 
 _ENCODING_PARTS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
@@ -142,8 +143,7 @@ def _json_tokenizer(path: Path, inputs: Sequence[InputSpec], max_length: int | N
         )
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:
-        # The library raises bare Exception for every malformed file.
+    except Exception as error:  # tokenizers raises bare Exception for every malformed file
         raise CalibrationError(
             f"{path} is not a tokenizer: {first_line(error)}",
             fix="save it with the tokenizers library",

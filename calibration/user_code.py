@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from calibration.dataset import Array, Dataset, Sample, StreamDataset
+from calibration.dataset import Dataset, StreamDataset
+from exporter.arrays import Array, Sample
 from exporter.errors import CalibrationError, RecipeError
 
 
@@ -82,7 +83,7 @@ def call_guarded(reference: str, function: Callable[..., Any], *arguments: Any) 
     """Return what the user's `function` returns; CalibrationError, naming its line, for what it raises."""
     try:
         return function(*arguments)
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise _failed(reference, error) from error
 
 

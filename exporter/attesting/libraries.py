@@ -11,7 +11,6 @@ from urllib.parse import quote
 from exporter.artifacts import Format
 
 TOOL = "edge-exporter"
-_EXTRA_OF_FORMAT = {Format.TFLITE: "litert", Format.MLPACKAGE: "coreml"}
 _ONNX_TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript")
 _TOOLS_OF_FORMAT: Mapping[Format, tuple[str, ...]] = {
     Format.ONNX: _ONNX_TOOLS,
@@ -48,7 +47,7 @@ def taking_part(kinds: Iterable[Format]) -> dict[str, str]:
     That is what the tool requires with the extras of these formats, what that requires in turn, and what else this
     process has loaded (a factory brings libraries of its own).
     """
-    extras = {_EXTRA_OF_FORMAT[kind] for kind in kinds if kind in _EXTRA_OF_FORMAT}
+    extras = {kind.extra for kind in kinds if kind.extra is not None}
     return dict(sorted({**_required(TOOL, extras), **_loaded()}.items()))
 
 

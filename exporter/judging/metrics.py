@@ -145,7 +145,7 @@ def guard_metric(name: str, metric: Callable[..., object]) -> Metric:
     def score(outputs: Sequence[Outputs], labels: np.ndarray) -> float:
         try:
             value = float(metric(outputs, labels))  # type: ignore[arg-type]
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             raise InputError(
                 f"metric {name} failed: {said(error)}",
                 fix="make it return a number from (outputs, labels)",

@@ -38,7 +38,7 @@ def call_factory(reference: str, folder: Path, timeout_s: float, log: Path) -> t
             built = factory() if callable(factory) else None
     except (EdgeError, MemoryError):
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise InputError(
             f"factory {reference} failed: {said(error)}{user_line(error)}",
             fix=f"make it return the module when called without arguments; its output is in {log}",

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from targets.base import Target, TargetOptions
 
 DEFAULT_INTEGER_SCHEME = "static_wi8_ai8"
-_EXTRA_OF_FORMAT: Mapping[Format, tuple[str, tuple[str, ...]]] = {
-    Format.TFLITE: ("litert", ("litert_torch", "ai_edge_quantizer", "ai_edge_litert")),
-    Format.MLPACKAGE: ("coreml", ("coremltools",)),
+_CONVERTERS: Mapping[Format, tuple[str, ...]] = {
+    Format.TFLITE: ("litert_torch", "ai_edge_quantizer", "ai_edge_litert"),
+    Format.MLPACKAGE: ("coremltools",),
 }
+"""The modules that make a format, where the tool does not bring them itself."""
 
 
 class Origin(StrEnum):
@@ -201,12 +202,11 @@ def _check_plan(plan: Plan) -> None:
             f"nothing can be made: {reasons}", fix="change the scheme, targets or model source"
         )
     for kind in sorted({planned.spec.format for planned in plan.artifacts}):
-        extra, modules = _EXTRA_OF_FORMAT.get(kind, ("", ()))
-        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        missing = [module for module in _CONVERTERS.get(kind, ()) if importlib.util.find_spec(module) is None]
         if missing:
             raise UnsupportedError(
                 f".{kind} files need {', '.join(missing)}, which is not installed",
-                fix=f"run: pip install 'edge-exporter[{extra}]'",
+                fix=f"run: pip install 'edge-exporter[{kind.extra}]'",
             )
     static = next((str(spec) for spec in _uncalibrated(plan)), None)
     if static is not None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
+from exporter.arrays import Sample
 from exporter.artifacts import Drop
 from exporter.errors import RecipeError
 from exporter.judging.drops import drop_by_metric, drop_of_agreement
@@ -19,8 +19,6 @@ from exporter.judging.scoring import Judging
 from exporter.model.onnx_write import forget_inner_shapes, save_onnx
 from exporter.runtimes.onnxruntime_cpu import OnnxModel
 from exporter.runtimes.worker import read_samples, write_sample
-
-Sample = Mapping[str, np.ndarray]
 
 PROBE_SAMPLES = 16
 """Samples that rank layers: decibels need fewer than points do."""

@@ -311,7 +311,7 @@ def _user_measure(table: TuneTable, folder: Path) -> Callable[[Path], dict[str, 
             figures = {str(name): float(value) for name, value in dict(function(path)).items()}
         except EdgeError:
             raise
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             raise InputError(
                 f"tune.measure {reference} failed: {said(error)}{user_line(error)}",
                 fix="make it take the artifact's path and return a dict of floats",

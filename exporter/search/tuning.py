@@ -14,8 +14,8 @@ from exporter.progress import Progress
 from exporter.recipe.recipe import Recipe, read_recipe
 from exporter.recipe.tune import TuneTable
 from exporter.search.addresses import masked
-from exporter.search.points import choose, front
-from exporter.search.results import Findings, TunedRecipe, write_study, write_tuned
+from exporter.search.points import Findings, choose, front
+from exporter.search.results import TunedRecipe, write_study, write_tuned
 from exporter.search.space import Space, make_space, read_tables
 from exporter.search.trial import Evaluate, TrialFigures, goals_of
 from exporter.system.files import disk_errors, scratch_folder

@@ -84,7 +84,7 @@ def _load_trusted(path: Path, origin: Origin) -> torch.nn.Module:
         loaded = torch.load(path, map_location="cpu", weights_only=False)
     except MemoryError:
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # what was pickled runs code of its own
         raise InputError(
             f"{path} cannot be loaded: {said(error)}; it looks like {describe_content(path)}",
             fix="export it again with the torch that runs here, or give a factory with weights",

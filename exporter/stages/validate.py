@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from exporter.arrays import Sample
 from exporter.artifacts import (
     Artifact,
     Drop,
@@ -28,7 +29,7 @@ from exporter.bundle.golden import GoldenInputs
 from exporter.errors import CalibrationError, EdgeError, GateError
 from exporter.judging.drops import drop_by_metric, drop_of_agreement
 from exporter.judging.metrics import compare_outputs, same_class
-from exporter.judging.reference import Reference, Sample, as_reference, latency_of
+from exporter.judging.reference import Reference, as_reference, latency_of
 from exporter.judging.scoring import Judging
 from exporter.runtimes.worker import RunRecord, read_samples, run_artifact, write_sample
 

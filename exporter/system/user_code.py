@@ -29,7 +29,7 @@ def import_user_code(reference: str, folder: Path) -> tuple[ModuleType, str]:
         module = _import_file(folder / where) if where.endswith(".py") else importlib.import_module(where)
     except (EdgeError, MemoryError):
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise InputError(
             f"{where} fails while it is imported: {said(error)}{user_line(error)}",
             fix=f"make python -c 'import …' of {where} work first",

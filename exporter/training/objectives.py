@@ -160,7 +160,7 @@ def _users_loss(loss: Callable[[Any, Tensor], Tensor], result: Any, labels: Tens
         value = loss(result, labels)
     except EdgeError:
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise InputError(
             f"training.loss failed: {said(error)}{user_line(error)}",
             fix="make it return a scalar tensor from (outputs, labels)",

@@ -55,7 +55,7 @@ def augmented(
         changed = augment(dict(inputs), generator)
     except EdgeError:
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise InputError(
             f"training.augment {reference} failed: {said(error)}{user_line(error)}",
             fix="make it return the inputs, changed, from (inputs, generator)",
@@ -118,7 +118,7 @@ def run_function(function: Callable[..., Any], module: nn.Module, session: Sessi
         returned = function(module, session)
     except EdgeError:
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise InputError(
             f"training.function {reference} failed: {said(error)}{user_line(error)}",
             fix="make it train the module it is given, in place",

@@ -180,7 +180,7 @@ def _open_session(runtime: Any, path: str, options: Any) -> Any:
         options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             return runtime.InferenceSession(path, options, providers=providers)
-        except Exception as error:
+        except Exception as error:  # onnxruntime's classes share no other base
             if "AddInitializedOrtValue" not in str(error):  # what onnxruntime 1.32 says of shared zero points
                 raise
         options.add_session_config_entry("session.x64quantprecision", "0")

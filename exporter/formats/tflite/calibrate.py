@@ -15,10 +15,9 @@ import numpy as np
 
 from calibration.ranges import Range, range_by
 from calibration.sketch import Sketch
+from exporter.arrays import Array
 from exporter.errors import CalibrationError, InputError
 from exporter.formats.correspondence import SAMPLES, Fingerprint
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def observe(model: Path, samples: Path, tensors: Collection[str]) -> dict[str, Sketch]:

@@ -166,27 +166,22 @@ def compress_model(run: _Run, opened: Opened) -> Compressed | None:
     """Return the model after the recipe's `[[compress]]`, or `None` if it has none."""
     if not run.plan.recipe.compress:
         return None
-    from exporter.compress.steps import Workshop, compress
-    from exporter.quantize.regions import decide_regions
-    from exporter.stages.measure import export, measure, race_models
+    from exporter.compress.base import Workshop
+    from exporter.compress.steps import compress
+    from exporter.stages.measure import TimedMeter
 
-    data = opened.data
+    workshop = Workshop(
+        original=opened.source,
+        recipe=run.plan.recipe,
+        training=opened.data.training,
+        calibration=opened.data.calibration,
+        folder=run.saved,
+        progress=run.clock.progress,
+        meter=TimedMeter(opened.data.judging),
+        resume=run.resume,
+    )
     with run.clock.stage("compressing"):
-        return compress(
-            opened.source,
-            Workshop(
-                recipe=run.plan.recipe,
-                training=data.training,
-                calibration=data.calibration,
-                folder=run.saved,
-                resume=run.resume,
-                progress=run.clock.progress,
-                measure=lambda model, folder: measure(model, folder, data.judging),
-                race=race_models,
-                export=export,
-                decide_regions=decide_regions,
-            ),
-        )
+        return compress(workshop)
 
 
 def _write_kept_layers(settling: Settling, folder: Path) -> None:

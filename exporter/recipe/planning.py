@@ -21,6 +21,7 @@ from exporter.recipe.compression import DistillTable, PruneTable, QatTable, Stud
 from exporter.recipe.recipe import Recipe
 from exporter.schemes import Method, Scheme
 from exporter.students.catalogue import complete_options, family_of
+from exporter.system.extras import require_installed
 
 if TYPE_CHECKING:
     from targets.base import Target, TargetOptions
@@ -229,7 +230,7 @@ def _uncalibrated(plan: Plan) -> Iterator[ArtifactSpec]:
 
 
 def _check_compression(plan: Plan) -> None:
-    """Refuse orders of steps that undo each other, and trainings without data."""
+    """Refuse orders of steps that undo each other, trainings without data, and what nothing installed can do."""
     recipe = plan.recipe
     if recipe.compress and plan.origin is not Origin.FACTORY:
         raise UnsupportedError(
@@ -239,6 +240,10 @@ def _check_compression(plan: Plan) -> None:
     for number, step in enumerate(recipe.compress):
         where = f"compress.{number} ({step.method})"
         training = training_of(step, recipe.training)
+        if isinstance(step, PruneTable):
+            require_installed(where, ("torch_pruning",), extra="compress")
+        if training is not None:
+            require_installed(where, ("accelerate",), extra="compress")
         if training is not None and recipe.data.training is None:
             stay = "" if isinstance(step, DistillTable | QatTable) else ", or train = false in the step"
             raise CalibrationError(

@@ -7,16 +7,15 @@ judges it on the data that chooses, and bundles nothing.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
-from exporter.artifacts import Artifact, ArtifactSpec, Coverage, Format, ModelFigures, Shapes
-from exporter.compress.steps import Workshop, compress
+from exporter.artifacts import Artifact, ArtifactSpec, Coverage, Format, Shapes
+from exporter.compress.base import Workshop
+from exporter.compress.steps import compress
 from exporter.errors import EdgeError, GateError, InputError, said
 from exporter.jobs.shared.clock import Clock
 from exporter.jobs.shared.host import HostTarget
@@ -25,10 +24,8 @@ from exporter.jobs.shared.opening import FloatGraph
 from exporter.jobs.shared.settle import settle_all
 from exporter.judging.metrics import Metric, compare_outputs
 from exporter.model.capture import save_program
-from exporter.model.graph import node_macs, parameter_count
 from exporter.model.source import SourceModel
 from exporter.progress import Progress, Silence
-from exporter.quantize.regions import decide_regions
 from exporter.recipe.compression import DistillTable, PruneTable, QatTable, training_of
 from exporter.recipe.planning import Plan, make_plan
 from exporter.recipe.recipe import Recipe
@@ -37,10 +34,11 @@ from exporter.runtimes.onnxruntime_cpu import OnnxModel
 from exporter.runtimes.race import race
 from exporter.runtimes.worker import read_samples, run_artifact, write_sample
 from exporter.schemes import Scheme
+from exporter.search.metering import Exports, TrialMeter, files_of
 from exporter.search.trial import Report, TrialFigures
 from exporter.stages.data import BuildData, read_data
 from exporter.stages.load import load
-from exporter.stages.measure import deflated_bytes, export, measure
+from exporter.stages.measure import deflated_bytes
 from exporter.system.files import size_bytes
 from exporter.system.user_code import import_user_code, user_line
 from targets.base import Target
@@ -91,11 +89,10 @@ class PipelineEvaluation:
             progress.say(finding)
         self._measure_artifact = _user_measure(table, recipe.folder)
         self._references: list[Mapping[str, np.ndarray]] | None = None
-        self._figures_as_loaded: ModelFigures | None = None
-        self._exported: tuple[SourceModel, Path] | None = None
         self._original_ms: float | None = None
         self._scratch = scratch
-        self._original_onnx = export(self._source, scratch / "original.onnx")
+        self._exports = Exports(self._source, scratch / "original.onnx")
+        self._meters = {timed: TrialMeter(self._exports, timed) for timed in (False, True)}
 
     @property
     def metric_name(self) -> str | None:
@@ -104,9 +101,9 @@ class PipelineEvaluation:
 
     def original(self, folder: Path) -> TrialFigures:
         """Return the figures of the model as it was loaded, in float."""
-        onnx = self._original_onnx
+        onnx = self._exports.original
         spec = ArtifactSpec(Format.ONNX, Scheme.parse("float32"))
-        artifact = Artifact(spec, onnx, sum(map(size_bytes, _files_of(onnx))), "", (), (), Coverage(()))
+        artifact = Artifact(spec, onnx, sum(map(size_bytes, files_of(onnx))), "", (), (), Coverage(()))
         return self._figures(artifact, onnx, folder, judged=True)
 
     def compare_with(self, original: TrialFigures) -> None:
@@ -122,7 +119,7 @@ class PipelineEvaluation:
             return None
         plan = plan_of(_untrained(recipe), self._table)
         source = self._compressed(plan, self._data, folder, Silence())
-        onnx = self._export(source, folder / "float32.onnx")
+        onnx = self._exports.of(source, folder / "float32.onnx")
         return self._figures(self._artifact(plan, source, onnx, folder), onnx, folder, judged=False)
 
     def _may_save_training(self, recipe: Recipe) -> bool:
@@ -138,7 +135,7 @@ class PipelineEvaluation:
         """Return the figures of the variant's artifact, with its metric on the data that chooses."""
         plan = plan_of(recipe, self._table)
         source = self._compressed(plan, _overheard(self._data, report), folder, self._progress)
-        onnx = self._export(source, folder / "float32.onnx")
+        onnx = self._exports.of(source, folder / "float32.onnx")
         with self._progress.step("making and measuring the artifact"):
             return self._figures(self._artifact(plan, source, onnx, folder), onnx, folder, judged=True)
 
@@ -151,50 +148,15 @@ class PipelineEvaluation:
             isinstance(step, PruneTable) and step.latency_ms is not None for step in plan.recipe.compress
         )
         workshop = Workshop(
+            original=self._source,
             recipe=plan.recipe,
             training=data.training,
             calibration=data.calibration,
             folder=folder / "steps",
-            resume=False,
             progress=progress,
-            measure=functools.partial(self._measure, timed=timed),
-            race=_no_race,
-            export=export,
-            decide_regions=decide_regions,
+            meter=self._meters[timed],
         )
-        return compress(self._source, workshop).source
-
-    def _export(self, source: SourceModel, path: Path) -> Path:
-        """Return the tidy float graph of `source`: as measured a moment ago, or written to `path`."""
-        if source is self._source:
-            return self._original_onnx
-        if self._exported is None or self._exported[0] is not source or not self._exported[1].exists():
-            self._exported = (source, export(source, path))
-        return self._exported[1]
-
-    def _measure(self, source: SourceModel, folder: Path, *, timed: bool) -> ModelFigures:
-        """Return figures without a score, and without a latency unless a step is to reach one.
-
-        Those of the model as loaded, which every trial asks for, are measured once.
-        """
-        if source is self._source and self._figures_as_loaded is not None:
-            return self._figures_as_loaded
-        if timed:
-            figures = measure(source, folder)
-        else:
-            size, download, macs, parameters = self._file_figures(
-                self._export(source, folder / "measured.onnx")
-            )
-            figures = ModelFigures(parameters, macs, size, download, 0.0, None, None, None)
-        if source is self._source:
-            self._figures_as_loaded = figures
-        return figures
-
-    def _file_figures(self, onnx: Path) -> tuple[int, int, int, int]:
-        """Return bytes, bytes after deflate, MACs and parameters of a float graph."""
-        graph, files = ir.load(onnx), _files_of(onnx)
-        macs = sum(node_macs(graph, self._source.axes).values())
-        return sum(map(size_bytes, files)), sum(map(deflated_bytes, files)), macs, parameter_count(graph)
+        return compress(workshop).source
 
     def _artifact(self, plan: Plan, source: SourceModel, onnx: Path, folder: Path) -> Artifact:
         program = save_program(source, folder / "program.pt2") if plan.needs_program else None
@@ -205,20 +167,20 @@ class PipelineEvaluation:
 
     def _figures(self, artifact: Artifact, onnx: Path, folder: Path, *, judged: bool) -> TrialFigures:
         """Run the artifact and return what it measures; `judged` says whether its answers mean anything yet."""
-        _, _, macs, parameters = self._file_figures(onnx)
+        graph = self._exports.figures(onnx)
         return TrialFigures(
             size_bytes=artifact.size_bytes,
             download_bytes=sum(deflated_bytes(path) for path in (artifact.path, *artifact.companions)),
             latency_ms=self._latency_ms(artifact, folder),
-            macs=macs,
-            parameters=parameters,
+            macs=graph.macs,
+            parameters=graph.parameters,
             metric=self._score(self._answers(artifact, folder)) if judged else None,
             device=self._measure_artifact(artifact.path) if judged and self._measure_artifact else {},
         )
 
     def _latency_ms(self, artifact: Artifact, folder: Path) -> float:
         """Return the median of single inferences, one thread, timed in turns with the original's."""
-        entrants = [(self._original_onnx, Format.ONNX), (artifact.path, artifact.spec.format)]
+        entrants = [(self._exports.original, Format.ONNX), (artifact.path, artifact.spec.format)]
         original_ms, own_ms = race(entrants, [self._source.example] * 2, folder)
         return own_ms if self._original_ms is None else own_ms * self._original_ms / original_ms
 
@@ -242,18 +204,9 @@ class PipelineEvaluation:
     def _original_answers(self) -> list[Mapping[str, np.ndarray]]:
         """Return what the model as loaded answers to every sample, under the names its export gives."""
         if self._references is None:
-            model = OnnxModel(self._original_onnx)
+            model = OnnxModel(self._exports.original)
             self._references = [model.run(sample) for sample in self._data.samples]
         return self._references
-
-
-def _files_of(onnx: Path) -> list[Path]:
-    return [onnx, *onnx.parent.glob(f"{onnx.name}.data")]
-
-
-def _no_race(paths: Sequence[Path], source: SourceModel, folder: Path) -> list[float]:  # noqa: ARG001
-    """Return that nothing was timed: a search times the artifact, once, and not every step on the way to it."""
-    return [math.nan] * len(paths)
 
 
 def _named(answer: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

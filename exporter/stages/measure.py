@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -25,8 +27,35 @@ from exporter.runtimes.race import race
 from exporter.runtimes.worker import read_samples, run_artifact, write_sample
 from exporter.system.files import size_bytes
 
+MEASURED_FILE = "measured.onnx"
 _DEFLATE_LEVEL = 6
 _CHUNK_BYTES = 1 << 20
+
+
+class Meter(Protocol):
+    """How one learns what the models cost that are made on the way to an artifact."""
+
+    def measure(self, source: SourceModel, folder: Path) -> ModelFigures:
+        """Return the figures of `source` as exported; `folder` is scratch."""
+
+    def race(self, folders: Sequence[Path], source: SourceModel, scratch: Path) -> list[float]:
+        """Return the median milliseconds of the models measured in `folders`; NaN where nothing is timed."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimedMeter:
+    """A `Meter` that runs what it exports: it times inferences, and with `judging` it scores their answers."""
+
+    judging: Judging | None = None
+
+    def measure(self, source: SourceModel, folder: Path) -> ModelFigures:
+        """Return what `measure` returns."""
+        return measure(source, folder, self.judging)
+
+    def race(self, folders: Sequence[Path], source: SourceModel, scratch: Path) -> list[float]:
+        """Return the median milliseconds of one inference on `source.example`, of all in turns."""
+        entrants = [(folder / MEASURED_FILE, Format.ONNX) for folder in folders]
+        return race(entrants, [source.example] * len(entrants), scratch)
 
 
 def export(source: SourceModel, path: Path) -> Path:
@@ -42,13 +71,8 @@ def measure(source: SourceModel, folder: Path, judging: Judging | None = None) -
     Latency is the median of single inferences on `source.example`, one thread, in a process of its own.
     Raises what exporting raises: a model that cannot be exported cannot be measured.
     """
-    path = export(source, folder / "measured.onnx")
+    path = export(source, folder / MEASURED_FILE)
     return measure_file(path, source, folder, judging)
-
-
-def race_models(paths: Sequence[Path], source: SourceModel, folder: Path) -> list[float]:
-    """Return the median milliseconds of one inference of each ONNX file on `source.example`, timed in turns."""
-    return race([(path, Format.ONNX) for path in paths], [source.example] * len(paths), folder)
 
 
 def measure_file(

@@ -16,6 +16,7 @@ from training_ground import AUGMENT, make_data, make_net, script_command
 from exporter.progress import Silence
 from exporter.recipe.compression import TrainingTable
 from exporter.training.checkpoint import checkpoints
+from exporter.training.job import TrainingJob
 from exporter.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,15 +97,8 @@ def _train(
     table = TrainingTable(**{"epochs": 3, "batch_size": 32, "checkpoint_seconds": 0.0, **keys})  # type: ignore[arg-type]
     resumed = False
     try:
-        record = train(
-            net,
-            make_data(),
-            table,
-            folder=folder,
-            progress=ears,
-            after_step=_stop_at(stop_at or 10**9),
-            resume=True,
-        )
+        job = TrainingJob(net, make_data(), table, after_step=_stop_at(stop_at or 10**9))
+        record = train(job, folder, ears, resume=True)
         resumed = record.resumed
     except _Stop:
         pass
@@ -171,7 +165,7 @@ def test_without_resume_a_training_starts_anew(tmp_path: Path) -> None:
     _train(tmp_path / "training", stop_at=4)
     net = make_net()
     table = TrainingTable(epochs=1, batch_size=32)
-    record = train(net, make_data(), table, folder=tmp_path / "training", progress=Silence())
+    record = train(TrainingJob(net, make_data(), table), tmp_path / "training", Silence())
     assert not record.resumed
 
 
@@ -190,7 +184,7 @@ def test_a_training_leaves_the_process_as_it_was(tmp_path: Path) -> None:
         random.getstate(),
         np.random.get_state(legacy=False)["state"]["key"].tolist(),
     )
-    train(net, make_data(), table, folder=tmp_path / "training", progress=Silence())
+    train(TrainingJob(net, make_data(), table), tmp_path / "training", Silence())
     after = (
         torch.get_rng_state(),
         random.getstate(),

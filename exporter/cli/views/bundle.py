@@ -10,10 +10,10 @@ from typing import Any
 from exporter.bundle.contract import DOCUMENT_NAME, contract_document, read_contract
 from exporter.bundle.manifest import MANIFEST_NAME, listed_bytes, read_manifest
 from exporter.bundle.measured import read_measured
-from exporter.cli.inspect import contract_pairs
 from exporter.cli.terminal.console import Column, Console
 from exporter.cli.terminal.text import typed_path
 from exporter.cli.views import figures
+from exporter.cli.views.contract import contract_pairs
 from exporter.cli.views.report import show_report
 from exporter.errors import InputError, IntegrityError
 

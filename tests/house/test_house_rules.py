@@ -99,6 +99,22 @@ def test_only_the_command_line_knows_click(trees: dict[str, ast.Module]) -> None
     assert found == set()
 
 
+def test_what_commands_share_knows_no_command(trees: dict[str, ast.Module]) -> None:
+    commands = {
+        Path(name).stem for name in trees if Path(name).parent == Path("exporter/cli") and "__" not in name
+    }
+    found = {
+        f"{name}: {module}"
+        for name, tree in trees.items()
+        if name.startswith(("exporter/cli/views/", "exporter/cli/terminal/"))
+        for node in ast.walk(tree)
+        for alias in (node.names if isinstance(node, ast.Import | ast.ImportFrom) else ())
+        for module in (f"{getattr(node, 'module', '')}.{alias.name}".strip("."),)
+        if module.startswith("exporter.cli.") and module.split(".")[2] in commands
+    }
+    assert found == set(), "move what both need into a view"
+
+
 def test_no_input_is_checked_by_assert(trees: dict[str, ast.Module]) -> None:
     found = {
         f"{name}:{node.lineno}"

@@ -154,7 +154,7 @@ def run_recipe(request: dict[str, Any]) -> dict[str, Any]:
     started = time.monotonic()
     result = build(plan, out=work / "out", progress=Silence(), log=work / "build.log")
     seconds = time.monotonic() - started
-    report = result.report
+    report = result.report.document()
     files = {entry["artifact"]: next(result.path.rglob(entry["file"])) for entry in report["artifacts"]}
     return {
         "compression": report.get("compression"),

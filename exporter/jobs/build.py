@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from exporter.attesting.facts import gather_facts
 from exporter.attesting.provenance import provenance_of, record_inputs, write_provenance
 from exporter.bundle.contract import file_metadata
 from exporter.bundle.golden_inputs import choose_golden_inputs
 from exporter.bundle.manifest import MANIFEST_NAME, write_manifest
+from exporter.bundle.report import Report, write_report
 from exporter.errors import UsageError
 from exporter.jobs.shared.clock import Clock
 from exporter.jobs.shared.making import make_and_prove, suspects_of
 from exporter.jobs.shared.opening import Opened, float_graph, open_model
+from exporter.jobs.shared.report import report_of
 from exporter.jobs.shared.settle import Settling, settle_all
 from exporter.progress import Progress
 from exporter.recipe.planning import Plan
 from exporter.stages.bundle import write_bundle
 from exporter.stages.gates import require_passed
-from exporter.stages.report import report_document, write_report
 from exporter.system.files import appear_at_once, hold_lock, scratch_folder, write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ TORCH_FOLDER = "torch"
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """Where a build went and what it reports (the content of `report.json`)."""
+    """Where a build went and what it reports."""
 
     path: Path
-    report: Mapping[str, Any]
+    report: Report
 
 
 def build(plan: Plan, *, out: Path, progress: Progress, log: Path, resume: bool = False) -> BuildResult:
@@ -109,7 +109,7 @@ def _require_no_target_lost(plan: Plan, destination: Path) -> None:
         )
 
 
-def _build_into(run: _Run, staging: Path) -> dict[str, Any]:
+def _build_into(run: _Run, staging: Path) -> Report:
     from calibration.preprocess import describe_preprocess, preprocess_from_dict
 
     plan, workdir, clock = run.plan, run.workdir, run.clock
@@ -130,20 +130,8 @@ def _build_into(run: _Run, staging: Path) -> dict[str, Any]:
         source.name, model.version, describe_preprocess(contract), data.class_names, model.license
     )
     proven = make_and_prove(graph, settling, workdir, clock=clock, metadata=metadata, golden=golden)
-    report = report_document(
-        plan,
-        source,
-        graph.onnx,
-        settling.statistics,
-        proven.artifacts,
-        proven.evidence,
-        proven.reference.record,
-        proven.gates,
-        (*data.findings, *unpictured, *proven.doubts),
-        data.source,
-        clock.seconds,
-        compressed,
-        settling.recoveries,
+    report = report_of(
+        graph, settling, proven, seconds=clock.seconds, findings=unpictured, compressed=compressed
     )
     require_passed(proven.gates, report, suspects_of(graph, settling, proven))
     facts = gather_facts(plan, source, data, settling.statistics, report)

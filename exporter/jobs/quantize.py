@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import Artifact
+from exporter.bundle.report import Report
 from exporter.errors import UsageError
 from exporter.jobs.shared.clock import Clock
 from exporter.jobs.shared.host import HostTarget
@@ -60,17 +61,17 @@ def plan_of(request: Quantizing) -> Plan:
     return make_plan(recipe, {"host": host})
 
 
-def quantize_file(plan: Plan, request: Quantizing, *, progress: Progress, log: Path) -> dict[str, Any]:
+def quantize_file(plan: Plan, request: Quantizing, *, progress: Progress, log: Path) -> Report:
     """Write `request.out` (and nothing unless every gate holds) and return the report.
 
     Weights past protobuf's limit go to a file beside it. Raises any `EdgeError`.
     """
     from exporter.jobs.shared.making import make_and_prove, suspects_of
     from exporter.jobs.shared.opening import float_graph, open_model
+    from exporter.jobs.shared.report import report_of
     from exporter.jobs.shared.settle import settle_all
     from exporter.model.onnx_read import carried_metadata
     from exporter.stages.gates import require_passed
-    from exporter.stages.report import report_document
 
     clock = Clock(progress)
     with scratch_folder("quantize") as workdir:
@@ -81,11 +82,7 @@ def quantize_file(plan: Plan, request: Quantizing, *, progress: Progress, log: P
         proven = make_and_prove(
             graph, settling, workdir, clock=clock, metadata=carried_metadata(request.model)
         )
-        report = report_document(
-            plan, graph.source, graph.onnx, settling.statistics, proven.artifacts, proven.evidence,
-            proven.reference.record, proven.gates, (*graph.data.findings, *proven.doubts), graph.data.source,
-            clock.seconds, recoveries=settling.recoveries,
-        )  # fmt: skip
+        report = report_of(graph, settling, proven, seconds=clock.seconds)
         require_passed(proven.gates, report, suspects_of(graph, settling, proven))
         _publish(proven.artifacts[plan.artifacts[0].spec], request.out)
     return report

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from exporter.bundle.report import json_schema as report_schema
 from exporter.recipe.recipe import json_schema
 from exporter.schemes import KNOWN_SCHEMES
 from targets.discovery import BUILT_IN
@@ -172,3 +173,9 @@ def test_a_target_that_cannot_be_used_is_named_and_hides_no_other(
 
 def test_schema_is_the_recipes(call: Call) -> None:
     assert json.loads(call("schema").stdout) == json_schema()
+    assert call("schema", "recipe").stdout == call("schema").stdout
+
+
+def test_schema_can_be_a_reports(call: Call) -> None:
+    assert json.loads(call("schema", "report").stdout) == report_schema()
+    assert call("schema", "reports").exit_code == 2

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from report_ground import reported
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -59,4 +61,5 @@ def build(arguments: Sequence[str | Path], cwd: Path, **environment: str) -> Bui
 def read_built(folder: Path) -> Built:
     """Return the build that was run in `folder`."""
     answer = json.loads((folder / "answer.json").read_text())
+    reported(answer)
     return Built(Path(answer["path"]), answer)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from build_ground import ROOT, Built, build, edge_export, read_built
+from report_ground import reported
 from shared_builds import once
 
 from exporter.cli.demo import demo_recipe
@@ -199,7 +200,7 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
         timeout=900,
     )
     assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout)["report"]
+    report = reported(json.loads(result.stdout))
     training = report["compression"]["steps"][0]["trainings"][0]
     assert training["processes"] == 2
     assert report["compression"]["steps"][0]["after"]["score"] > 0.98

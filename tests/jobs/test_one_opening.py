@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from exporter.artifacts import ArtifactSpec
+from exporter.bundle.report import Report
 from exporter.jobs.build import build
 from exporter.jobs.calibrate import Calibrating, calibrate_file
 from exporter.jobs.calibrate import plan_of as calibration_plan
@@ -77,7 +77,7 @@ def _build_plan(project: Path) -> Plan:
     return make_plan(recipe, {name: get_target(name) for name in recipe.targets})
 
 
-def _quantized(project: Path) -> tuple[Path, Any]:
+def _quantized(project: Path) -> tuple[Path, Report]:
     data = {"source": "npz", "path": "data.npz", "labels": "label"}
     request = Quantizing(
         project / "net.onnx",
@@ -105,9 +105,9 @@ def test_quantize_and_build_settle_the_same_numbers_and_have_the_same_doubts(pro
     assert [node.op_type for node in onnx.load(quantized).graph.node] == [
         node.op_type for node in onnx.load(shipped).graph.node
     ]
-    for findings in (report["findings"], built.report["findings"]):
+    for findings in (report.findings, built.report.findings):
         assert any("no better than chance" in finding for finding in findings), findings
-    gates = [{gate["gate"]: gate["passed"] for gate in found["gates"]} for found in (report, built.report)]
+    gates = [{gate.gate: gate.passed for gate in found.gates} for found in (report, built.report)]
     assert gates[0] == gates[1]
 
 

@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 
 from exporter.artifacts import Format
-from exporter.runtimes.worker import open_model, read_samples, write_sample
+from exporter.runtimes.worker import (
+    CHILD_ENVIRONMENT,
+    CHILD_LIBRARIES,
+    open_model,
+    read_samples,
+    write_sample,
+)
 from exporter.system.isolation import call_isolated
 
 _WARM_UP_ROUNDS = 3
@@ -48,6 +54,8 @@ def race(
         subject=", ".join(path.name for path, _ in files),
         log=folder / "race.log",
         timeout_s=3600,
+        environment=CHILD_ENVIRONMENT,
+        preload=CHILD_LIBRARIES,
     )
     medians: list[float] = result.value["p50_ms"]
     return medians

@@ -23,6 +23,11 @@ WARM_UP_RUNS = 3
 TIMING_SECONDS = 1.0
 MOST_TIMED_RUNS = 200
 
+# What running a file needs, whichever its runtime: one warm process serves all. onnxruntime's telemetry would be a thread
+# that no fork survives, and what a build measures is nobody else's business.
+CHILD_LIBRARIES = ("numpy", "onnxruntime", "ai_edge_litert.interpreter")
+CHILD_ENVIRONMENT = {"ORT_DISABLE_TELEMETRY": "1"}
+
 
 class LoadedModel(Protocol):
     """A model that a runtime has loaded."""
@@ -93,7 +98,14 @@ def run_artifact(
         "timed": timed,
     }
     result = call_isolated(
-        "exporter.runtimes.worker:serve", request, stage="running", subject=path.name, log=log, timeout_s=3600
+        "exporter.runtimes.worker:serve",
+        request,
+        stage="running",
+        subject=path.name,
+        log=log,
+        timeout_s=3600,
+        environment=CHILD_ENVIRONMENT,
+        preload=CHILD_LIBRARIES,
     )
     value = result.value
     return RunRecord(

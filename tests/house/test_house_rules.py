@@ -21,8 +21,8 @@ MODULES = sorted(
     if not path.relative_to(ROOT).as_posix().startswith(ELSEWHERE)
 )
 EXITS = {("sys", "exit"), ("os", "_exit"), ("os", "abort")}
-# The child of `isolation` skips interpreter teardown, where native libraries are known to crash.
-MAY_EXIT = {"exporter/system/isolation.py": {("os", "_exit")}}
+# The processes of `isolation` skip interpreter teardown, where native libraries are known to crash.
+MAY_EXIT = {f"exporter/system/isolation/{name}.py": {("os", "_exit")} for name in ("child", "server")}
 
 
 def _name(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import signal
 import subprocess
@@ -65,3 +66,50 @@ def fail(request: dict[str, Any]) -> dict[str, Any]:
 def unspeakable(request: dict[str, Any]) -> dict[str, Any]:
     """Return what JSON cannot say."""
     return {"value": {1, 2}}
+
+
+def look(request: dict[str, Any]) -> dict[str, Any]:
+    """Return what this process finds, and then leave everything changed and much memory held."""
+    import builtins
+    import random
+
+    import numpy as np
+
+    found = {
+        "global": getattr(builtins, "left_behind", None),
+        "module": "left_behind" in sys.modules,
+        "variable": os.environ.get("LEFT_BEHIND"),
+        "folder": str(Path.cwd()),
+        "umask": os.umask(0o077),
+        "path": sys.path[:2],
+        "error state": np.geterr()["divide"],
+        "numpy": float(np.random.random()),
+        "random": random.random(),
+        "value": importlib.import_module("written_just_now").VALUE if request.get("written") else None,
+        "test": os.environ.get("PYTEST_CURRENT_TEST"),
+        "parent": os.getppid(),
+    }
+    builtins.left_behind = sys.modules["left_behind"] = "here"  # type: ignore[attr-defined, assignment]
+    os.environ["LEFT_BEHIND"] = "here"
+    os.chdir("/")
+    sys.path.insert(0, "/left/behind")
+    np.seterr(divide="raise")
+    np.random.seed(7)
+    random.seed(7)
+    if size := request.get("hold", 0):
+        builtins.left_behind = b"x" * size  # type: ignore[attr-defined]
+    return found
+
+
+def limit(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the largest core file that this process may leave."""
+    import resource
+
+    return {"core": resource.getrlimit(resource.RLIMIT_CORE)[0]}
+
+
+def meet(request: dict[str, Any]) -> dict[str, Any]:
+    """Say to another job that this one is there, and wait for its word."""
+    with Path(request["mine"]).open("wb", buffering=0) as mine, Path(request["theirs"]).open("rb") as theirs:
+        mine.write(b"x")
+        return {"met": theirs.read(1) == b"x"}

@@ -1,4 +1,7 @@
-"""A child process takes its noise, its memory and its death with it, and its errors come back as they were."""
+"""A child process takes its noise, its memory and its death with it, and its errors come back as they were.
+
+Whether it is a new interpreter or a fork of a warm one.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,12 +20,13 @@ from exporter.system.isolation import IsolatedResult, call_isolated
 Call = Callable[..., IsolatedResult]
 
 
-@pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+@pytest.fixture(params=["fresh", "warm"])
+def call(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call]:
     """Return a function that calls one of `isolated_functions` in a child."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
+    preload = ("numpy",) if request.param == "warm" else ()
 
     def run(name: str, timeout_s: float | None = 60, **request: object) -> IsolatedResult:
         return call_isolated(
@@ -32,9 +36,11 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
             subject="net.tflite",
             log=tmp_path / "child.log",
             timeout_s=timeout_s,
+            preload=preload,
         )
 
     yield run
+    assert b"in a fresh interpreter" not in (tmp_path / "child.log").read_bytes()
     assert not list((tmp_path / "scratch").iterdir()), "scratch of a child was left behind"
 
 
@@ -105,13 +111,16 @@ def test_a_result_that_json_cannot_say_is_our_bug(call: Call) -> None:
         call("unspeakable")
 
 
-def test_a_child_past_its_time_is_ended_with_its_own_children(call: Call, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("call", "limit_s"), [("fresh", 10), ("warm", 3)], indirect=["call"])
+def test_a_child_past_its_time_is_ended_with_its_own_children(
+    call: Call, limit_s: float, tmp_path: Path
+) -> None:
     ready = tmp_path / "ready"
     handles: list[int] = []
     watcher = threading.Thread(target=_watch, args=(ready, handles))
     watcher.start()
-    with pytest.raises(TimeLimitError, match=r"converting of net\.tflite took longer than 10 s"):
-        call("loop", timeout_s=10, ready=str(ready))
+    with pytest.raises(TimeLimitError, match=rf"converting of net\.tflite took longer than {limit_s} s"):
+        call("loop", timeout_s=limit_s, ready=str(ready))
     watcher.join(60)
     assert len(handles) == 2
     for handle in handles:
@@ -147,6 +156,7 @@ def test_a_child_whose_parent_is_already_dead_does_not_start(tmp_path: Path) -> 
         sys.executable,
         "-m",
         "exporter.system.isolation",
+        "job",
         "json:loads",
         str(tmp_path / "request"),
         str(tmp_path / "r"),

@@ -24,7 +24,16 @@ NOT_RUN = (
 )
 
 # The package's bytes must not depend on hash order or on the number of threads.
-CHILD_ENVIRONMENT = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
+CHILD_ENVIRONMENT = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
+# What the conversion and the inspection import before they can begin.
+CHILD_LIBRARIES = (
+    "coremltools",
+    "torch.export.pt2_archive",
+    "torch._functorch.aot_autograd",
+    "onnxruntime",
+    "onnxscript.optimizer",
+)
+
 _FEATURE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -58,6 +67,7 @@ def produce(request: ProduceRequest) -> Artifact:
         subject=str(request.spec),
         log=request.workdir / f"mlpackage-{request.spec.stem_suffix}.log",
         environment=CHILD_ENVIRONMENT,
+        preload=CHILD_LIBRARIES,
     )
     return Artifact(
         spec=request.spec,
@@ -86,6 +96,7 @@ def inspect_structure(path: Path, program: Path, *, log: Path) -> dict[str, Any]
         subject=path.name,
         log=log,
         environment=CHILD_ENVIRONMENT,
+        preload=CHILD_LIBRARIES,
     ).value
 
 

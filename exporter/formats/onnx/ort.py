@@ -1,21 +1,19 @@
 """`.ort` files: the ONNX artifact as onnxruntime's own flatbuffer, optimised for ARM, for reduced builds.
 
 A reduced ("minimal") onnxruntime build holds only the operators listed in `required_operators.config`,
-which is written beside the file. The conversion keeps signed activations signed (`session.qdqisint8allowed`),
-as onnxruntime does on ARM; on other hosts it would rewrite them to unsigned.
+which is written beside the file. This is the parent's side: `ort_convert` does the work in a child.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from pathlib import Path
-from typing import Any
 
 from exporter.artifacts import Artifact, ArtifactSpec, Format
 from exporter.errors import ResourceError
 from exporter.formats.base import ProduceRequest
 from exporter.formats.onnx import producer as onnx_file
+from exporter.runtimes.worker import CHILD_ENVIRONMENT, CHILD_LIBRARIES
 from exporter.system.files import digest, size_bytes
 from exporter.system.isolation import call_isolated
 
@@ -41,11 +39,13 @@ def produce(request: ProduceRequest) -> Artifact:
         )
     operators = request.destination / f"{request.path.stem}.required_operators.config"
     call_isolated(
-        "exporter.formats.onnx.ort:convert",
+        "exporter.formats.onnx.ort_convert:convert",
         {"onnx": str(base.path), "ort": str(request.path), "operators": str(operators)},
         stage="conversion to ORT format",
         subject=request.path.name,
         log=request.workdir / "logs" / f"{request.path.name}.log",
+        environment=CHILD_ENVIRONMENT,
+        preload=CHILD_LIBRARIES,
     )
     size = size_bytes(request.path)
     notes = base.notes
@@ -61,36 +61,3 @@ def produce(request: ProduceRequest) -> Artifact:
         companions=(operators,),
         seconds=time.monotonic() - started,
     )
-
-
-def convert(request: dict[str, Any]) -> dict[str, Any]:
-    """Convert one `.onnx` to `.ort` and write its operator list (runs in a child process)."""
-    import onnxruntime as ort
-    from onnxruntime.tools.ort_format_model.utils import create_config_from_models
-
-    from exporter.formats.onnx.ort_canonical import canonicalize
-
-    options = ort.SessionOptions()
-    options.optimized_model_filepath = request["ort"]
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.save_model_format", "ORT")
-    options.add_session_config_entry("session.qdqisint8allowed", "1")
-    # The NCHWc layout is an x86 layout: a file that has it does not run on ARM.
-    ort.InferenceSession(
-        request["onnx"], options, providers=["CPUExecutionProvider"], disabled_optimizers=["NchwcTransformer"]
-    )
-    canonicalize(Path(request["ort"]))
-    folder = Path(request["ort"]).parent
-    listing = folder / f".{Path(request['operators']).name}.part"
-    create_config_from_models([Path(request["ort"])], listing, enable_type_reduction=False)
-    text = listing.read_text(encoding="utf-8")
-    listing.unlink()
-    kept = [line for line in text.splitlines() if line and not line.startswith("#")]
-    Path(request["operators"]).write_text(
-        "# Operators of this model, for onnxruntime's build.py --include_ops_by_config\n"
-        + "\n".join(kept)
-        + "\n",
-        encoding="utf-8",
-    )
-    return {}

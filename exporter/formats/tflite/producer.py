@@ -51,6 +51,7 @@ def produce(request: ProduceRequest) -> Artifact:
         subject=str(request.spec),
         log=request.workdir / f"tflite-{request.spec.stem_suffix}.log",
         environment=CHILD_ENVIRONMENT,
+        preload=CHILD_LIBRARIES,
     )
     return Artifact(
         spec=request.spec,
@@ -65,13 +66,24 @@ def produce(request: ProduceRequest) -> Artifact:
     )
 
 
-# Threads and hash order must not reach the bytes; jax and the converter log to stderr otherwise.
+# What the conversion imports before it can begin.
+CHILD_LIBRARIES = (
+    "litert_torch",
+    "ai_edge_quantizer.quantizer",
+    "ai_edge_litert.interpreter",
+    "onnxruntime",
+    "onnxscript.optimizer",
+)
+
+# Threads and hash order must not reach the bytes; jax and the converter log to stderr otherwise. Telemetry would be a
+# thread of onnxruntime's that no fork survives.
 CHILD_ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "OMP_NUM_THREADS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "JAX_PLATFORMS": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
+    "ORT_DISABLE_TELEMETRY": "1",
 }
 
 

@@ -72,6 +72,7 @@ def test_xcode_and_coremltools_find_the_same_texts(package: Path) -> None:
 def test_metadata_leaves_the_bytes_reproducible(
     program: Program, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("EDGE_FRESH_CHILDREN", "1")
     monkeypatch.setitem(mlpackage.CHILD_ENVIRONMENT, "PYTHONHASHSEED", "12345")
     request = program.request("mlpackage:float16", tmp_path / "again")
     turned = dict(reversed((METADATA | {"edge.license": "MIT"}).items()))

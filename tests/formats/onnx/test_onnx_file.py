@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -131,11 +133,30 @@ def test_equal_requests_give_equal_bytes_that_phones_load(bench: Bench, tmp_path
     assert str(bench.folder).encode() not in again.path.read_bytes()
 
 
-def test_an_ort_file_made_twice_is_the_same_bytes(bench: Bench, tmp_path: Path) -> None:
+def test_an_ort_file_made_twice_is_the_same_bytes(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "ort:static_wi8_ai8@fixed"
+    bench.artifact(text)
+    monkeypatch.setenv("EDGE_FRESH_CHILDREN", "1")  # the first came out of a fork of a warm process
     again = bench.make(text, tmp_path / "again")
     assert again.path.read_bytes() == bench.artifact(text).path.read_bytes()
     assert again.sha256 == bench.artifact(text).sha256 == digest(again.path)
+
+
+def test_the_conversion_to_ort_does_without_torch(bench: Bench, tmp_path: Path) -> None:
+    """onnxruntime's tools would import it, a second and 200 MB for nothing."""
+    request = {
+        "onnx": str(bench.artifact("onnx:static_wi8_ai8@fixed").path),
+        "ort": str(tmp_path / "net.ort"),
+        "operators": str(tmp_path / "net.config"),
+    }
+    script = (
+        "import sys\nfrom exporter.formats.onnx.ort_convert import convert\n"
+        f"convert({request!r})\nprint('torch' in sys.modules)\nimport torch\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"
 
 
 def test_fewer_bits_make_smaller_files(bench: Bench) -> None:

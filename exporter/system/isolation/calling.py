@@ -10,24 +10,22 @@ Knows nothing of models or formats: a request and a result are JSON objects; arr
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
-import os
-import resource
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 from exporter import errors
 from exporter.system.files import disk_errors, scratch_folder
+from exporter.system.isolation.child import Job
+from exporter.system.isolation.fresh import FreshChild
+from exporter.system.isolation.warm import RefusedError, ServerLostError, WarmChild, is_possible
 
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "std::bad_alloc", "bad allocation")
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,59 +46,87 @@ def call_isolated(
     log: Path,
     timeout_s: float | None = None,
     environment: Mapping[str, str] | None = None,
+    preload: Sequence[str] = (),
 ) -> IsolatedResult:
-    """Call `function` (`"package.module:name"`, dict → dict) in a fresh interpreter and return its result.
+    """Call `function` (`"package.module:name"`, dict → dict) in a process of its own and return its result.
 
     `stage` and `subject` (a file or artifact) appear in error messages; `log` receives the child's output.
+    The child sees this process' modules, environment (with `environment` added), working folder, limits and mask as
+    they are now. `preload` names the installed libraries that it will need: the child is forked from a warm process
+    that has imported them, one for all calls that name the same libraries and environment. Where that cannot be done
+    soundly the child is a new interpreter, and `log` says why.
 
     Raises the child's own `EdgeError`; `TimeLimitError` past `timeout_s`; `ResourceError` if the child ran
     out of memory; `InternalError` if it died by another signal or without an answer.
     """
     started = time.monotonic()
     with scratch_folder("isolated") as scratch:
-        request_path, result_path = scratch / "request.json", scratch / "result.json"
-        request_path.write_text(json.dumps(request), encoding="utf-8")
-        command = [
-            sys.executable,
-            "-m",
-            "exporter.system.isolation",
-            function,
-            str(request_path),
-            str(result_path),
-        ]
+        job = Job(function, str(scratch / "request.json"), str(scratch / "result.json"))
+        Path(job.request).write_text(json.dumps(request), encoding="utf-8")
         with disk_errors(log):
             log.parent.mkdir(parents=True, exist_ok=True)
-            sink = log.open("ab")
-        with sink, _interrupts_held() as let_interrupts_in:
-            child = subprocess.Popen(
-                [*command, str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                env={
-                    **os.environ,
-                    "PYTHONWARNINGS": "ignore",
-                    "PYTHONPATH": _search_path(),
-                    **(environment or {}),
-                },
-                start_new_session=True,
-            )
+            sink = log.open("ab", buffering=0)
+        with sink:
             try:
-                let_interrupts_in()
-                status = child.wait(timeout_s)
-            except subprocess.TimeoutExpired as expired:
+                status = _run(job, tuple(preload), environment or {}, sink, timeout_s)
+            except TimeoutError as expired:
                 raise errors.TimeLimitError(
                     f"{stage} of {subject} took longer than {timeout_s:.0f} s",
                     fix=f"give it more time or a smaller model; its output is in {log}",
                 ) from expired
-            finally:
-                _end(child)
-        answer = _read_answer(result_path)
+        answer = _read_answer(Path(job.result))
     if answer is None:
         raise _died(status, stage, subject, log)
     if "error" in answer:
         raise _rebuild(answer["error"], stage, subject, log)
     return IsolatedResult(answer["value"], time.monotonic() - started, answer["peak_rss_mb"])
+
+
+class _Child(Protocol):
+    """A job at work in another process."""
+
+    def wait(self, timeout_s: float | None) -> int:
+        """Return the exit status (negative: the signal it died of); `TimeoutError` if it takes longer."""
+
+    def end(self) -> None:
+        """Kill what is left of it."""
+
+
+def _run(
+    job: Job,
+    preload: tuple[str, ...],
+    environment: Mapping[str, str],
+    sink: BinaryIO,
+    timeout_s: float | None,
+) -> int:
+    """Do `job` in the cheapest way that is sound, and return how its process ended; `TimeoutError` past `timeout_s`."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    if preload and is_possible():
+        try:
+            return _in_a_fork(partial(WarmChild, job, preload, environment, sink), deadline)
+        except RefusedError as refused:
+            sink.write(f"in a fresh interpreter, as no warm one can be had: {refused}\n".encode())
+    return _attend(partial(FreshChild, job, environment, sink), deadline)
+
+
+def _in_a_fork(start: Callable[[], WarmChild], deadline: float | None) -> int:
+    try:
+        return _attend(start, deadline)
+    except ServerLostError:  # killed while it was idle, or gone to rest at this very moment
+        try:
+            return _attend(start, deadline)
+        except ServerLostError as lost:
+            raise RefusedError("it died twice before it took the job") from lost
+
+
+def _attend(start: Callable[[], _Child], deadline: float | None) -> int:
+    with _interrupts_held() as let_interrupts_in:
+        child = start()
+        try:
+            let_interrupts_in()
+            return child.wait(None if deadline is None else deadline - time.monotonic())
+        finally:
+            child.end()
 
 
 @contextlib.contextmanager
@@ -115,19 +141,6 @@ def _interrupts_held() -> Iterator[Callable[[], None]]:
         yield let_in
     finally:
         let_in()
-
-
-def _search_path() -> str:
-    # The child must find what the parent finds, also when the parent runs from a source tree.
-    return os.pathsep.join(entry for entry in sys.path if entry)
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the child's process group, so that nothing outlives the call."""
-    # macOS says "not permitted" of a group whose last member has ended.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
 
 
 def _read_answer(path: Path) -> dict[str, Any] | None:
@@ -167,60 +180,3 @@ def _rebuild(error: dict[str, Any], stage: str, subject: str, log: Path) -> erro
         f"{stage} of {subject} failed with {error['class']}: {error['cause']}",
         fix=f"leave this artifact out of the recipe, or read the full output in {log}",
     )
-
-
-def _die_with_parent(parent: int) -> None:
-    """Ask Linux to kill this process when its parent dies, however that happens."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before it could be watched
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _peak_rss_mb() -> float:
-    """Return the peak resident memory of this process or of its largest child, in MB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Linux carries ru_maxrss of the forking parent across exec; the high-water mark starts anew.
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        own = int(line.split()[1]) * 1024
-    return max(own, children) / 1e6
-
-
-def _child_main(function: str, request_path: str, result_path: str, parent: str) -> None:
-    import traceback
-
-    _die_with_parent(int(parent))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
-    module, _, name = function.partition(":")
-    answer: dict[str, Any]
-    try:
-        request = json.loads(Path(request_path).read_text(encoding="utf-8"))
-        with disk_errors(Path(result_path)):
-            value = getattr(importlib.import_module(module), name)(request)
-        answer = {"value": value, "peak_rss_mb": _peak_rss_mb()}
-    except errors.EdgeError as error:
-        answer = {"error": _plain_error(error, error.cause, error.fix, error.details)}
-    except Exception as error:  # noqa: BLE001 - this is the boundary of the child: everything becomes an answer
-        traceback.print_exc()
-        text = str(error).strip().splitlines() or [""]
-        answer = {"error": _plain_error(error, text[0][:500], "", {})}
-    temporary = Path(result_path + ".part")
-    temporary.write_text(json.dumps(answer), encoding="utf-8")
-    temporary.replace(result_path)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # skip interpreter teardown, where native libraries of converters are known to crash
-
-
-def _plain_error(error: BaseException, cause: str, fix: str, details: dict[str, Any]) -> dict[str, Any]:
-    return {"class": type(error).__name__, "cause": cause, "fix": fix, "details": details}
-
-
-if __name__ == "__main__":
-    _child_main(*sys.argv[1:5])

@@ -62,6 +62,7 @@ def call_isolated(
         request_path.write_text(json.dumps(request), encoding="utf-8")
         command = [
             sys.executable,
+            "-P",  # not the working folder first: the user's may hold a targets.py
             "-m",
             "exporter.system.isolation",
             function,

@@ -103,13 +103,14 @@ def forget_edited() -> None:
 def shadowed_neighbour(name: str, home: Home) -> Path | None:
     """Return the file or folder of the user's that `import name` would mean if nothing installed were called so.
 
-    `None` if there is none, or if that is what it means.
+    `None` if there is none, if that is what it means, or if it is a folder that holds no code.
     """
     top = name.partition(".")[0]
     place = _place_of(top, home.folders)
     if place is None or top not in sys.modules or home_of(sys.modules[top]) is not None:
         return None
-    return place.path
+    holds_code = place.file is not None or any(next(folder.glob("*.py"), None) for folder in place.folders)
+    return place.path if holds_code else None
 
 
 def sources_of(reference: str, recipe: Path) -> tuple[Path, ...]:

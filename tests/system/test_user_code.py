@@ -199,8 +199,8 @@ def test_an_installed_name_comes_first_and_the_advice_is_to_rename(tmp_path: Pat
         early="from targets import make\n",
         late="import targets, click\ndef ours():\n    targets.make()\ndef theirs():\n    return click.make()\n",
         deep="import exporter.my_layers\n",
+        my_layers_in_exporter="",
     )
-    (tmp_path / "exporter").mkdir()
     for call, file in (
         (lambda: load("early.py:f"), "targets.py"),
         (load("late.py:ours"), "targets.py"),
@@ -213,10 +213,16 @@ def test_an_installed_name_comes_first_and_the_advice_is_to_rename(tmp_path: Pat
 
 
 def test_an_error_of_the_users_own_gets_no_such_advice(tmp_path: Path, load: Load) -> None:
-    _write(tmp_path, net="import layers\ndef f():\n    layers.absent()\n", layers="")
-    with pytest.raises(InputError, match="no attribute 'absent'") as caught:
-        load("net.py:f")()
-    assert caught.value.fix == "mend it"
+    _write(
+        tmp_path,
+        net="import layers, json\ndef f(name):\n    {'layers': layers, 'json': json}[name].absent()\n",
+    )
+    _write(tmp_path, layers="")
+    (tmp_path / "json").mkdir()  # of data, as any folder may be
+    for name in ("layers", "json"):
+        with pytest.raises(InputError, match="no attribute 'absent'") as caught:
+            load("net.py:f")(name)
+        assert caught.value.fix == "mend it"
 
 
 # --- one set of errors -----------------------------------------------------------------------------------

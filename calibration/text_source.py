@@ -14,9 +14,9 @@ import numpy as np
 
 from calibration.checks import InputSpec
 from calibration.dataset import Dataset, IndexedDataset
-from calibration.user_code import call_guarded, load_callable
 from exporter.arrays import Array
 from exporter.errors import CalibrationError, RecipeError, UnsupportedError, first_line
+from exporter.system.user_code import load_callable
 
 _ENCODING_PARTS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
@@ -29,6 +29,7 @@ def open_text(
     *,
     tokenizer: str,
     root: Path,
+    key: str,
     field: str | None = None,
     label: str | None = None,
     max_length: int | None = None,
@@ -37,8 +38,11 @@ def open_text(
 
     `tokenizer` is a Hugging Face `tokenizer.json`, whose ids, mask and type ids feed the inputs named
     input_ids, attention_mask and token_type_ids; or "file.py:function", which maps a text to a dict of
-    arrays or lists. Arrays get the inputs' dtypes and a batch axis of 1 where it is missing. Texts are cut
-    to `max_length` tokens, and padded to an input's length where that is fixed.
+    arrays or lists; `key` is what the recipe calls it. Arrays get the inputs' dtypes and a batch axis of 1 where
+    it is missing. Texts are cut to `max_length` tokens, and padded to an input's length where that is fixed.
+
+    Raises RecipeError for a table that makes no sense, CalibrationError for texts that cannot be read or turned
+    into arrays, and for a function that fails; InputError for one that cannot be loaded.
     """
     lines = _lines(path)
     if path.suffix.lower() == ".jsonl":
@@ -54,7 +58,10 @@ def open_text(
         texts, labels = [text for _, text in lines], None
     if not texts:
         raise CalibrationError(f"{path} holds 0 texts", fix="give one text a line")
-    tokenize = _tokenizer(tokenizer, root, inputs, max_length)
+    if tokenizer.endswith(".json"):
+        tokenize = _json_tokenizer(root / tokenizer, inputs, max_length)
+    else:
+        tokenize = _users_tokenizer(tokenizer, root, max_length, key=key)
 
     def load(index: int) -> dict[str, Array]:
         return {name: _array(value, name, inputs) for name, value in tokenize(texts[index]).items()}
@@ -109,13 +116,12 @@ def _fields(
     return texts, labels if label is not None else None
 
 
-def _tokenizer(reference: str, root: Path, inputs: Sequence[InputSpec], max_length: int | None) -> Tokenize:
-    if reference.endswith(".json"):
-        return _json_tokenizer(root / reference, inputs, max_length)
-    function = load_callable(reference, root)
+def _users_tokenizer(reference: str, root: Path, max_length: int | None, *, key: str) -> Tokenize:
+    fix = "make it return a dict of arrays from a text"
+    function = load_callable(reference, root, key=key, fix=fix, failure=CalibrationError)
 
     def tokenize(text: str) -> Mapping[str, Any]:
-        encoded = call_guarded(reference, function, text)
+        encoded = function(text)
         if not isinstance(encoded, Mapping):
             raise CalibrationError(
                 f"{reference} returned {type(encoded).__name__}", fix="return a dict of input name to array"

@@ -102,7 +102,9 @@ def _spec(plain: Mapping[str, Any]) -> TensorSpec:
 
 def _build(edit: Mapping[str, Any], *, timeout_s: float, log: Path) -> nn.Module:
     if "factory" in edit:
-        return call_factory(edit["factory"], Path(edit["folder"]), timeout_s, log).eval()
+        return call_factory(
+            edit["factory"], Path(edit["folder"]), timeout_s, log, key="student.factory"
+        ).eval()
     return build_student(
         edit["family"],
         tuple(_spec(plain) for plain in edit["inputs"]),

@@ -16,7 +16,7 @@ import numpy as np
 from exporter.artifacts import Artifact, ArtifactSpec, Coverage, Format, Shapes
 from exporter.compress.base import Workshop
 from exporter.compress.steps import compress
-from exporter.errors import EdgeError, GateError, InputError, said
+from exporter.errors import GateError, InputError
 from exporter.jobs.shared.clock import Clock
 from exporter.jobs.shared.host import HostTarget
 from exporter.jobs.shared.making import make_artifacts
@@ -40,7 +40,7 @@ from exporter.stages.data import BuildData, read_data
 from exporter.stages.load import load
 from exporter.stages.measure import deflated_bytes
 from exporter.system.files import size_bytes
-from exporter.system.user_code import import_user_code, user_line
+from exporter.system.user_code import load_callable
 from targets.base import Target
 
 ON_THE_TEST_SET = (
@@ -87,7 +87,7 @@ class PipelineEvaluation:
             self._data = read_data(plan, self._source)
         for finding in (*self._data.findings, *(() if recipe.data.validation else (ON_THE_TEST_SET,))):
             progress.say(finding)
-        self._measure_artifact = _user_measure(table, recipe.folder)
+        self._measure_artifact = user_measure(table, recipe.folder)
         self._references: list[Mapping[str, np.ndarray]] | None = None
         self._original_ms: float | None = None
         self._scratch = scratch
@@ -246,29 +246,19 @@ def _overheard(data: BuildData, report: Report) -> BuildData:
     return dataclasses.replace(data, training=dataclasses.replace(training, metric=told))
 
 
-def _user_measure(table: TuneTable, folder: Path) -> Callable[[Path], dict[str, float]] | None:
+def user_measure(table: TuneTable, folder: Path) -> Callable[[Path], dict[str, float]] | None:
     """Return the user's `measure`, so that whatever goes wrong in it is an `InputError` that names it."""
     if table.measure is None:
         return None
     reference = table.measure
-    module, attribute = import_user_code(reference, folder)
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        raise InputError(
-            f"tune.measure {reference}: no callable of that name",
-            fix="define measure(path) -> dict of floats",
-        )
+    fix = "make it take the artifact's path and return a dict of floats"
+    measure = load_callable(reference, folder, key="tune.measure", fix=fix)
+
+    def as_floats(path: Path) -> dict[str, float]:
+        return {str(name): float(value) for name, value in dict(measure.function(path)).items()}
 
     def measured(path: Path) -> dict[str, float]:
-        try:
-            figures = {str(name): float(value) for name, value in dict(function(path)).items()}
-        except EdgeError:
-            raise
-        except (Exception, SystemExit) as error:  # the user's code may raise anything
-            raise InputError(
-                f"tune.measure {reference} failed: {said(error)}{user_line(error)}",
-                fix="make it take the artifact's path and return a dict of floats",
-            ) from error
+        figures = measure.guard(as_floats, path)
         for name, value in figures.items():
             if not math.isfinite(value):
                 raise InputError(

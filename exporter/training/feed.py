@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
+from exporter.system.user_code import UserCallable
 from exporter.training.data import Batch, epoch_order, take
 from exporter.training.distributed import process_count, rank
 from exporter.training.job import TrainingJob
 from exporter.training.random_state import generator_of
 from exporter.training.schedule import divided
-from exporter.training.user_function import augmented, user_callable
+from exporter.training.user_function import augmented, user_augment
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +23,12 @@ class Feed:
 
     job: TrainingJob
     device: torch.device
-    augment: Callable[..., Any] | None
+    augment: UserCallable | None
 
     @classmethod
     def of(cls, job: TrainingJob, device: torch.device) -> Feed:
         """Return the feed of `job`; raises `InputError` (10) for an augmentation that cannot be called."""
-        reference = job.table.augment
-        if reference is None:
-            return cls(job, device, None)
-        return cls(job, device, user_callable(reference, job.recipe_folder, key="training.augment"))
+        return cls(job, device, user_augment(job.table, job.recipe_folder))
 
     def steps(self, epoch: int) -> Sequence[Sequence[np.ndarray]]:
         """Return the rows of every optimiser step of `epoch`, one array a batch, of all processes together."""
@@ -52,7 +49,7 @@ class Feed:
         if self.augment is not None:
             named = {spec.name: tensor for spec, tensor in zip(data.inputs, inputs, strict=True)}
             generator = generator_of(table.seed, epoch, number, rank())
-            named = augmented(self.augment, named, generator, reference=str(table.augment))
+            named = augmented(self.augment, named, generator)
             inputs = tuple(named[spec.name] for spec in data.inputs)
         return Batch(
             tuple(tensor.to(self.device) for tensor in inputs),

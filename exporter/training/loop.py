@@ -8,10 +8,9 @@ processes on one machine give the same weights.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ import torch
 from exporter.errors import ResourceError
 from exporter.model.state_dict import require_sane_weights
 from exporter.progress import Progress, Silence
+from exporter.system.user_code import UserCallable
 from exporter.training.checkpoint import clear
 from exporter.training.course import Course
 from exporter.training.data import Batch
@@ -32,7 +32,7 @@ from exporter.training.objectives import TaskObjective, settle_loss
 from exporter.training.random_state import repeatable
 from exporter.training.record import TrainingRecord
 from exporter.training.standing import training_key
-from exporter.training.user_function import Session, run_function, user_callable
+from exporter.training.user_function import Session, run_function, user_function
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -86,9 +86,7 @@ def train(
 def _carry_out(course: Course, *, resume: bool) -> TrainingRecord:
     """Train from the start or from a checkpoint to the end, and clean up."""
     job, device = course.job, course.accelerator.device
-    feed, function = Feed.of(job, device), None
-    if job.table.function is not None:
-        function = user_callable(job.table.function, job.recipe_folder, key="training.function")
+    feed, function = Feed.of(job, device), user_function(job.table, job.recipe_folder)
     if not resume and is_main():
         clear(course.folder)
     course.objective.to(device)
@@ -200,9 +198,7 @@ class _Loop:
         return patience is not None and self.course.standing.stale >= patience
 
 
-def _run_function(
-    function: Callable[..., Any], course: Course, feed: Feed, *, resume: bool
-) -> TrainingRecord:
+def _run_function(function: UserCallable, course: Course, feed: Feed, *, resume: bool) -> TrainingRecord:
     """Let the user's `function` train, and judge the weights before and after it."""
     job, standing = course.job, course.standing
     course.folder.mkdir(parents=True, exist_ok=True)

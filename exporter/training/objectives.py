@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from exporter.errors import CalibrationError, EdgeError, InputError, UnsupportedError, said
+from exporter.errors import CalibrationError, InputError, UnsupportedError
 from exporter.model.source import flatten_outputs
 from exporter.recipe.compression import TrainingTable
-from exporter.system.user_code import user_line
 from exporter.training.data import TrainingData
-from exporter.training.user_function import user_callable
+from exporter.training.user_function import user_loss
 
 Loss = Literal["cross_entropy", "mse"] | Callable[[Any, Tensor], Tensor]
 IGNORED_LABEL = -100
@@ -132,8 +131,9 @@ def settle_loss(table: TrainingTable, data: TrainingData, recipe_folder: Path) -
     `loss = "mse"`, which makes imitation a matter of distances. A file of the user's is relative to `recipe_folder`;
     raises `InputError` (10) for one that gives no callable.
     """
-    if ":" in table.loss:
-        return user_callable(table.loss, recipe_folder, key="training.loss")
+    own = user_loss(table, recipe_folder)
+    if own is not None:
+        return own
     if table.loss == "auto":
         labels = data.training_labels
         return "cross_entropy" if labels is None or labels.dtype.kind in "iu" else "mse"
@@ -159,15 +159,7 @@ def task_loss(result: Any, labels: Tensor, loss: Loss, *, label_smoothing: float
 
 
 def _users_loss(loss: Callable[[Any, Tensor], Tensor], result: Any, labels: Tensor) -> Tensor:
-    try:
-        value = loss(result, labels)
-    except EdgeError:
-        raise
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise InputError(
-            f"training.loss failed: {said(error)}{user_line(error)}",
-            fix="make it return a scalar tensor from (outputs, labels)",
-        ) from error
+    value = loss(result, labels)
     if not isinstance(value, Tensor) or value.ndim != 0:
         found = (
             f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from exporter.system.user_code import source_digest
 from exporter.training.checkpoint import Checkpoint, raw_bytes
 from exporter.training.distributed import process_count
 from exporter.training.job import TrainingJob
 from exporter.training.learner import Learner
-from exporter.training.user_function import source_digest
 
 
 @dataclass(slots=True)

@@ -402,6 +402,24 @@ def test_a_loss_that_fails(
         run(make_net(), table=TrainingTable(loss="loss.py:f"))
 
 
+def test_the_users_code_imports_its_neighbours_when_it_runs(
+    run: Callable[..., TrainingRecord], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def loss(outputs, labels):\n    import parts\n    return parts.margin(outputs, labels)\n"
+        "def augment(inputs, generator):\n    import parts\n    return parts.same(inputs)\n"
+        "def fit(module, session):\n    import parts\n"
+        "    for batch in session.batches(0):\n        session.objective(batch.inputs, batch.labels).backward()\n"
+    )
+    (tmp_path / "parts.py").write_text(
+        "from torch.nn.functional import multi_margin_loss as margin\ndef same(inputs):\n    return inputs\n"
+    )
+    table = TrainingTable(epochs=1, loss="mine.py:loss", augment="mine.py:augment")
+    assert run(make_net(), table=table).epochs == 1
+    record = run(make_net(), table=table.model_copy(update={"function": "mine.py:fit"}))
+    assert record.stopped == "the user's function"
+
+
 def test_a_callable_that_is_not_there(run: Callable[..., TrainingRecord], tmp_path: Path) -> None:
     (tmp_path / "loss.py").write_text("def other():\n    pass\n")
     with pytest.raises(InputError, match=r"training.loss loss.py:f: no callable f"):

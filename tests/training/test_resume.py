@@ -136,6 +136,18 @@ def test_checkpoints_of_another_training_are_not_used(tmp_path: Path) -> None:
         assert all(torch.equal(fresh[name], weights[name]) for name in fresh)
 
 
+def test_a_training_with_other_code_beside_the_users_file_is_another_training(tmp_path: Path) -> None:
+    (tmp_path / "augment.py").write_text(
+        "def same(inputs, generator):\n    import parts\n    return parts.f(inputs)\n"
+    )
+    code: dict[str, object] = {"augment": f"{tmp_path}/augment.py:same"}
+    for text, wanted in (("f = dict", True), ("f = lambda inputs: {**inputs}", False)):
+        (tmp_path / "parts.py").write_text("f = dict")
+        _train(tmp_path / "run", stop_at=4, **code)
+        (tmp_path / "parts.py").write_text(text)
+        assert _train(tmp_path / "run", **code)[2] is wanted
+
+
 def test_momentum_is_resumed_too(tmp_path: Path) -> None:
     whole, _, _ = _train(tmp_path / "whole", optimizer="sgd")
     _train(tmp_path / "killed", stop_at=4, optimizer="sgd")

@@ -80,7 +80,8 @@ def _teacher(table: DistillTable, workshop: Workshop) -> nn.Module:
         return workshop.original.module
     recipe = workshop.recipe
     log = workshop.folder / "teacher.log"
-    module = call_factory(table.teacher, recipe.folder, recipe.model.load_timeout_s, log).eval()
+    timeout_s = recipe.model.load_timeout_s
+    module = call_factory(table.teacher, recipe.folder, timeout_s, log, key="distill.teacher").eval()
     if table.teacher_weights is not None:
         load_weights(module, recipe.resolve(table.teacher_weights), model=f"the teacher {table.teacher}")
     require_sane_weights(module)

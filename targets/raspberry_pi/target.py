@@ -22,9 +22,8 @@ from targets.base import BundleRequest, Capabilities, Exclusion, TargetOptions
 from targets.packaging.base import Ecosystem, Package, PackRequest
 from targets.raspberry_pi import pip_index
 from targets.raspberry_pi.archive import tarball_of
+from targets.raspberry_pi.script import RUN_SCRIPT, run_script
 from targets.raspberry_pi.wheel import REQUIRES_PYTHON, Wheel, make_wheel
-
-RUN_SCRIPT = Path(__file__).parents[1] / "templates" / "raspberry_pi" / "run.py"
 
 
 class Board(StrEnum):
@@ -115,7 +114,7 @@ class RaspberryPi:
         documents.write_texts(
             request.destination,
             {
-                "run.py": RUN_SCRIPT.read_text(encoding="utf-8"),
+                RUN_SCRIPT: run_script(),
                 "requirements.txt": _requirements(request),
             },
         )
@@ -165,13 +164,13 @@ def _tarball_package(request: PackRequest) -> Package:
     bundle = request.bundle
     root = f"{bundle.name}-{bundle.version}-{bundle.target}"
     path = f"files/{bundle.name}/{bundle.version}/{root}.tar.gz"
-    content = tarball_of(bundle.folder, root, executable=frozenset({RUN_SCRIPT.name}))
+    content = tarball_of(bundle.folder, root, executable=frozenset({RUN_SCRIPT}))
     _write(request.destination, {path: content})
     return Package(
         ecosystem=Ecosystem.FILES,
         name=bundle.name,
         version=bundle.version,
-        lines=(f"curl -fsSL {{registry}}/{quote(path)} | tar xz && {root}/{RUN_SCRIPT.name}",),
+        lines=(f"curl -fsSL {{registry}}/{quote(path)} | tar xz && {root}/{RUN_SCRIPT}",),
         files=(path,),
     )
 

@@ -6,7 +6,6 @@ can be known from the recipe, the targets' data and what is installed comes here
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,15 +20,12 @@ from exporter.recipe.compression import DistillTable, PruneTable, QatTable, Stud
 from exporter.recipe.recipe import Recipe
 from exporter.schemes import Method, Scheme
 from exporter.students.catalogue import complete_options, family_of
+from exporter.system.converters.environment import missing_for
 
 if TYPE_CHECKING:
     from targets.base import Target, TargetOptions
 
 DEFAULT_INTEGER_SCHEME = "static_wi8_ai8"
-_EXTRA_OF_FORMAT: Mapping[Format, tuple[str, tuple[str, ...]]] = {
-    Format.TFLITE: ("litert", ("litert_torch", "ai_edge_quantizer", "ai_edge_litert")),
-    Format.MLPACKAGE: ("coreml", ("coremltools",)),
-}
 
 
 class Origin(StrEnum):
@@ -127,7 +123,7 @@ def make_plan(
                 refused.append(Refusal(name, spec, f"only {', '.join(sorted(formats))} was asked for"))
                 continue
             reason = _refusal(target, options[name], spec, origin)
-            if reason is None and only_installed and (missing := _missing(spec.format)) is not None:
+            if reason is None and only_installed and (missing := missing_for(spec.format)) is not None:
                 reason = f"{missing.cause}; {missing.fix}"
             if reason:
                 refused.append(Refusal(name, spec, reason))
@@ -216,7 +212,7 @@ def _check_plan(plan: Plan) -> None:
             f"nothing can be made: {reasons}", fix="change the scheme, targets or model source"
         )
     for kind in sorted({planned.spec.format for planned in plan.artifacts}):
-        if (missing := _missing(kind)) is not None:
+        if (missing := missing_for(kind)) is not None:
             raise missing
     static = next((str(spec) for spec in _uncalibrated(plan)), None)
     if static is not None:
@@ -226,18 +222,6 @@ def _check_plan(plan: Plan) -> None:
         )
     _check_compression(plan)
     _check_files(plan)
-
-
-def _missing(kind: Format) -> UnsupportedError | None:
-    """Return what to raise of a format whose extra is not installed, or `None`."""
-    extra, modules = _EXTRA_OF_FORMAT.get(kind, ("", ()))
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    if not missing:
-        return None
-    return UnsupportedError(
-        f".{kind} files need {', '.join(missing)}, which is not installed",
-        fix=f"run: pip install 'edge-exporter[{extra}]'",
-    )
 
 
 def _uncalibrated(plan: Plan) -> Iterator[ArtifactSpec]:

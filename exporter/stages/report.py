@@ -11,7 +11,8 @@ from exporter.artifacts import Artifact, ArtifactSpec, Evidence, GateResult, to_
 from exporter.judging.reference import latency_of
 from exporter.model.source import SourceModel
 from exporter.recipe.planning import Plan
-from exporter.runtimes.worker import RunRecord, installed_version
+from exporter.runtimes.worker import RunRecord
+from exporter.system.converters.environment import version_of
 from exporter.system.files import digest, size_bytes, write_json
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def report_document(
     return {
         "schema": REPORT_SCHEMA,
         "tool": {"name": "edge-exporter", "version": __version__},
-        "libraries": {name: installed_version(name) for name in _TOOLS},
+        "libraries": {name: version_of(name) for name in _TOOLS},
         "model": {
             "name": plan.recipe.model.name,
             "version": plan.recipe.model.version,

@@ -48,10 +48,12 @@ def call_isolated(
     log: Path,
     timeout_s: float | None = None,
     environment: Mapping[str, str] | None = None,
+    python: Path | None = None,
 ) -> IsolatedResult:
     """Call `function` (`"package.module:name"`, dict → dict) in a fresh interpreter and return its result.
 
     `stage` and `subject` (a file or artifact) appear in error messages; `log` receives the child's output.
+    `python` is the interpreter, by default the one that runs this; `environment` is added to the variables it gets.
 
     Raises the child's own `EdgeError`; `TimeLimitError` past `timeout_s`; `ResourceError` if the child ran
     out of memory; `InternalError` if it died by another signal or without an answer.
@@ -61,7 +63,7 @@ def call_isolated(
         request_path, result_path = scratch / "request.json", scratch / "result.json"
         request_path.write_text(json.dumps(request), encoding="utf-8")
         command = [
-            sys.executable,
+            str(python or sys.executable),
             "-m",
             "exporter.system.isolation",
             function,

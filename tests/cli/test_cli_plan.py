@@ -154,7 +154,8 @@ def test_the_demo_leaves_out_what_is_not_installed_and_says_how_to_get_it(
     plan = json.loads(call("demo", "--plan", "--json").stdout)
     assert "mlpackage" not in {planned["artifact"].partition(":")[0] for planned in plan["artifacts"]}
     reason = (
-        ".mlpackage files need coremltools, which is not installed; run: pip install 'edge-exporter[coreml]'"
+        ".mlpackage files need coremltools, which is not installed; "
+        "run: pip install 'edge-exporter[coreml]', or: edge-export setup coreml"
     )
     assert plan["refused"] == [
         {"target": "ios", "artifact": artifact, "reason": reason}

@@ -59,7 +59,7 @@ IMPORTED = {
 
 
 def test_every_import_is_declared() -> None:
-    assert IMPORTED - declared("all", "s3", "gcs") == set()
+    assert IMPORTED - declared("all", "litert", "s3", "gcs") == set()
 
 
 def test_every_core_dependency_is_imported() -> None:

@@ -139,7 +139,7 @@ def _json_tokenizer(path: Path, inputs: Sequence[InputSpec], max_length: int | N
     except ImportError as error:
         raise UnsupportedError(
             f"{path.name} needs the tokenizers library",
-            fix="pip install tokenizers, or name a function of your own",
+            fix="run: pip install 'edge-exporter[text]', or name a function of your own",
         ) from error
     unknown = [spec.name for spec in inputs if spec.name not in _ENCODING_PARTS]
     if unknown:

@@ -372,7 +372,7 @@ def test_without_the_library_the_fix_is_named(tmp_path: Path, monkeypatch: pytes
     error = refused(
         UnsupportedError, tmp_path, IDS, source="text", path="lines.txt", tokenizer="tokenizer.json"
     )
-    assert "pip install tokenizers" in error.fix
+    assert "pip install 'edge-exporter[text]'" in error.fix
 
 
 # --- the user's own code

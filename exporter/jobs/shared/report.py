@@ -29,7 +29,7 @@ from exporter.jobs.shared.opening import FloatGraph
 from exporter.jobs.shared.settle import Settling
 from exporter.judging.reference import latency_of
 from exporter.recipe.planning import Plan
-from exporter.runtimes.worker import installed_version
+from exporter.system.converters.environment import version_of
 from exporter.system.files import digest, size_bytes
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def report_of(
     return Report(
         schema=LAYOUT,
         tool=ToolEntry("edge-exporter", __version__),
-        libraries={name: installed_version(name) for name in _TOOLS},
+        libraries={name: version_of(name) for name in _TOOLS},
         model=_model(graph, proven, float_bytes),
         compression=None if compressed is None else _compression(compressed),
         recovery=tuple(RecoveryEntry.of(recovery) for recovery in settling.recoveries),

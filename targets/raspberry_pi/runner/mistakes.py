@@ -116,7 +116,8 @@ def _levels(values: np.ndarray, way: _Arithmetic, contract: Json) -> np.ndarray:
             np.maximum(level * np.maximum(np.abs(right.std / right.scale), 1.0), 1.0), values.shape
         )
     with np.errstate(all="ignore"):  # beyond the dtype there are no steps, and nothing agrees
-        return np.maximum(level, np.spacing(np.abs(values).astype(dtype)).astype(np.float64))
+        steps: np.ndarray = np.maximum(level, np.spacing(np.abs(values).astype(dtype)).astype(np.float64))
+    return steps
 
 
 def _channels_last(tensor: np.ndarray, contract: Json) -> np.ndarray:

@@ -55,7 +55,8 @@ def accuracy(module: nn.Module) -> float:
 
 
 @pytest.mark.parametrize(
-    ("kind", "importance", "untrained"), [("cnn", "magnitude", (0, 50)), ("vit", "taylor", (97, 100))]
+    ("kind", "importance", "untrained"),
+    [pytest.param("cnn", "magnitude", (0, 50), marks=pytest.mark.nightly), ("vit", "taylor", (97, 100))],
 )
 def test_half_of_the_macs_go_and_training_brings_the_accuracy_back(
     kind: str, importance: str, untrained: tuple[float, float], tmp_path: Path
@@ -106,6 +107,7 @@ def zoo() -> ModuleType:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["resnet50", "bert-base"])
 def test_full_size_networks_are_halved_and_exported(name: str, tmp_path: Path) -> None:
     model = zoo().MODELS[name]()

@@ -53,6 +53,7 @@ def digits_workshop(source: SourceModel, scheme: str, folder: Path) -> Workshop:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # test_qat.py trains a small network with rounding in the quick run
 @pytest.mark.parametrize(
     ("kind", "scheme", "share"),
     [

@@ -23,7 +23,7 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return read_built(once(tmp_path_factory, "demo-vit", lambda folder: build(arguments, folder)))
 
 
-@pytest.fixture(scope="session", params=["cnn", "vit"])
+@pytest.fixture(scope="session", params=["cnn", pytest.param("vit", marks=pytest.mark.nightly)])
 def built(request: pytest.FixtureRequest) -> Built:
     """Each demo build in turn."""
     found: Built = request.getfixturevalue(request.param)

@@ -44,7 +44,11 @@ def imported(path: Path) -> Iterator[str]:
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names = [node.module]
         for name in (
-            {name.partition(".")[0] for name in names} - OURS - sys.stdlib_module_names - THE_USERS_OWN
+            {name.partition(".")[0] for name in names}
+            - OURS
+            - sys.stdlib_module_names
+            - THE_USERS_OWN
+            - {"_typeshed"}
         ):
             yield normal(BROUGHT.get(name) or OWNERS.get(name, [name])[0])
 

@@ -16,7 +16,7 @@ _ONNX_TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript")
 _TOOLS_OF_FORMAT: Mapping[Format, tuple[str, ...]] = {
     Format.ONNX: _ONNX_TOOLS,
     Format.ORT: _ONNX_TOOLS,
-    Format.TFLITE: ("ai-edge-litert", "ai-edge-quantizer", "litert-torch", "numpy"),
+    Format.TFLITE: ("ai-edge-litert", "litert-quantizer", "litert-torch", "numpy"),
     Format.MLPACKAGE: ("coremltools", "numpy"),
 }
 

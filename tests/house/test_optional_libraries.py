@@ -18,7 +18,8 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 import calibration, exporter, targets
 
-apart = ("exporter.compress.prune", "exporter.search", "exporter.formats.mlpackage", "targets.templates")
+converting = ("exporter.formats.mlpackage", "exporter.formats.tflite")
+apart = ("exporter.compress.prune", "exporter.search", "targets.templates", *converting)
 for package in (exporter, calibration, targets):
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
         waiting = [module]

@@ -73,10 +73,10 @@ def test_one_that_was_made_for_something_else_is_refused(changed: str) -> None:
 
 
 def test_with_one_only_what_reads_the_files_is_needed_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    without(monkeypatch, "litert_torch", "ai_edge_quantizer")
+    without(monkeypatch, "litert_torch", "litert_quantizer")
     error = missing_for(Format.TFLITE)
     assert error is not None
-    assert error.cause == ".tflite files need litert_torch, ai_edge_quantizer, which is not installed"
+    assert error.cause == ".tflite files need litert_torch, litert_quantizer, which is not installed"
     assert "pip install 'edge-exporter[litert]'" in error.fix
     assert "edge-export setup litert" in error.fix
     pretend(LITERT)

@@ -72,7 +72,7 @@ def produce(request: ProduceRequest) -> Artifact:
 # What the conversion imports before it can begin.
 CHILD_LIBRARIES = (
     "litert_torch",
-    "ai_edge_quantizer.quantizer",
+    "litert_quantizer.quantizer",
     "ai_edge_litert.interpreter",
     "onnxruntime",
     "onnxscript.optimizer",

@@ -1,4 +1,4 @@
-"""The float `.tflite` whose int4 weights are chosen already, for ai-edge-quantizer to store as they are.
+"""The float `.tflite` whose int4 weights are chosen already, for litert-quantizer to store as they are.
 
 Runs in a child process.
 """

@@ -41,7 +41,7 @@ _TOOLS = (
     "onnxruntime",
     "litert-torch",
     "ai-edge-litert",
-    "ai-edge-quantizer",
+    "litert-quantizer",
     "coremltools",
     "numpy",
 )

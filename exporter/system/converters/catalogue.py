@@ -27,8 +27,8 @@ CONVERTERS: Mapping[str, Converter] = MappingProxyType(
     {
         "litert": Converter(
             "litert",
-            modules=("litert_torch", "ai_edge_quantizer"),
-            distributions=("litert-torch", "ai-edge-quantizer"),
+            modules=("litert_torch", "litert_quantizer"),
+            distributions=("litert-torch", "litert-quantizer"),
             modules_here=("ai_edge_litert",),
             extra_here="litert-runtime",
         ),

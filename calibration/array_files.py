@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from calibration.dataset import Array
+from exporter.arrays import Array
 from exporter.errors import CalibrationError, ResourceError, UnsafeError
 
 _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

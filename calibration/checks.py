@@ -13,7 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-from calibration.dataset import Array, Dataset, Sample
+from calibration.dataset import Dataset
+from exporter.arrays import Array, Sample
 from exporter.errors import CalibrationError
 
 RECOMMENDED_SAMPLES = 100

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibration.checkpoint import Checkpoint, Collected, Task
-from calibration.dataset import Array, Dataset, Fingerprint, Sample
+from calibration.dataset import Dataset, Fingerprint
 from calibration.grouping import optimise_into, sessions_of, split, tensor_bytes
 from calibration.sketch import Sketch
 from calibration.statistics import Shards, Statistics
+from exporter.arrays import Array, Sample
 from exporter.errors import (
     CalibrationError,
     InputError,

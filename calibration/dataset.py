@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from exporter.arrays import Array, Sample
 from exporter.errors import CalibrationError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-Array = np.ndarray[Any, np.dtype[Any]]
-Sample = Mapping[str, Array]
 """One call of the model: input name → array, exactly as the model takes it (a batch axis, where there is
 one, is 1).
 """

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibration.dataset import Sample
+from exporter.arrays import Sample
 
 if TYPE_CHECKING:
     import onnx

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from exporter.arrays import Array
 from exporter.errors import RecipeError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}
 RESIZES = ("bilinear", "bicubic", "nearest")

@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
 
 from calibration.sketch import Sketch
+from exporter.arrays import Array
 from exporter.errors import CalibrationError
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _BINS_PER_LEVEL = 16
 _SPAN_OVER_QUANTILE = 8.0

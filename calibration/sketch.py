@@ -10,13 +10,11 @@ import struct
 import zlib
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 
+from exporter.arrays import Array
 from exporter.errors import CalibrationError, IntegrityError
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 MANTISSA_BITS = 5
 _SHIFT = 23 - MANTISSA_BITS

@@ -17,10 +17,11 @@ import numpy as np
 
 from calibration.array_files import read_npy, read_npz
 from calibration.checks import InputSpec
-from calibration.dataset import Array, ArrayDataset, Dataset, IndexedDataset, take
+from calibration.dataset import ArrayDataset, Dataset, IndexedDataset, take
 from calibration.preprocess import Preprocess
 from calibration.text_source import open_text
 from calibration.user_code import open_python
+from exporter.arrays import Array
 from exporter.errors import CalibrationError, RecipeError, first_line
 
 _COMMON = ("source", "samples", "labels")
@@ -48,11 +49,12 @@ def open_dataset(
     root: Path,
     inputs: Sequence[InputSpec],
     preprocess: Preprocess | None = None,
+    key: str = "data",
 ) -> Dataset:
     """Return the dataset that `config`, the recipe's `[data] calibration` or `evaluation`, describes.
 
-    Paths are relative to `root`. Keys: `source` ("npz", "npy", "images", "text", "python"), `samples` (how many, evenly
-    spaced; all when absent), `labels`, and
+    Paths are relative to `root`; `key` is what the recipe calls the table. Its keys: `source` ("npz", "npy", "images",
+    "text", "python"), `samples` (how many, evenly spaced; all when absent), `labels`, and
 
     - npz: `path`; one array an input, under its name; `labels` names the array of labels.
     - npy: `path` of one file whose first axis counts samples (for models of one input), or of a folder with a
@@ -67,11 +69,18 @@ def open_dataset(
       `labels` names the dicts' label.
 
     Raises RecipeError for a table that makes no sense, CalibrationError for data that is missing,
-    unreadable or too little, UnsafeError for pickled data, ResourceError for a file that claims more than
-    memory holds, UnsupportedError for a missing library.
+    unreadable or too little (also by a function of the user's), InputError for such a function that cannot be
+    loaded, UnsafeError for pickled data, ResourceError for a file that claims more than memory holds,
+    UnsupportedError for a missing library.
     """
-    kind = _checked_kind(config)
-    opened = _OPENERS[kind](config, root, inputs, preprocess)
+    match _checked_kind(config):
+        case "python":
+            reference = str(config["callable"])
+            opened = open_python(reference, root, config.get("labels"), key=f"{key}.callable")
+        case "text":
+            opened = _open_text(config, root, inputs, key)
+        case kind:
+            opened = _FILE_OPENERS[kind](config, root, inputs, preprocess)
     samples = config.get("samples")
     return opened if samples is None else take(opened, int(samples))
 
@@ -283,32 +292,25 @@ def _folder_labels(folder: Path, files: Sequence[Path], labels: str | None) -> A
     return np.array([classes.index(part[0]) for part in parts], np.int64)
 
 
-def _open_text(
-    config: Mapping[str, Any], root: Path, inputs: Sequence[InputSpec], _: Preprocess | None
-) -> Dataset:
+def _open_text(config: Mapping[str, Any], root: Path, inputs: Sequence[InputSpec], key: str) -> Dataset:
     return open_text(
         existing_path(root, config["path"]),
         inputs,
         tokenizer=str(config["tokenizer"]),
         root=root,
+        key=f"{key}.tokenizer",
         field=config.get("field"),
         label=config.get("labels"),
         max_length=config.get("max_length"),
     )
 
 
-def _open_python(
-    config: Mapping[str, Any], root: Path, _: Sequence[InputSpec], __: Preprocess | None
-) -> Dataset:
-    return open_python(str(config["callable"]), root, config.get("labels"))
-
-
-_OPENERS: dict[str, Callable[[Mapping[str, Any], Path, Sequence[InputSpec], Preprocess | None], Dataset]] = {
+_FILE_OPENERS: dict[
+    str, Callable[[Mapping[str, Any], Path, Sequence[InputSpec], Preprocess | None], Dataset]
+] = {
     "npz": _open_npz,
     "npy": _open_npy,
     "images": _open_images,
-    "text": _open_text,
-    "python": _open_python,
 }
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from calibration.checks import InputSpec
-from calibration.dataset import Array, Dataset, IndexedDataset
-from calibration.user_code import call_guarded, load_callable
+from calibration.dataset import Dataset, IndexedDataset
+from exporter.arrays import Array
 from exporter.errors import CalibrationError, RecipeError, UnsupportedError, first_line
+from exporter.system.user_code import load_callable
 
 _ENCODING_PARTS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
@@ -28,6 +29,7 @@ def open_text(
     *,
     tokenizer: str,
     root: Path,
+    key: str,
     field: str | None = None,
     label: str | None = None,
     max_length: int | None = None,
@@ -36,8 +38,11 @@ def open_text(
 
     `tokenizer` is a Hugging Face `tokenizer.json`, whose ids, mask and type ids feed the inputs named
     input_ids, attention_mask and token_type_ids; or "file.py:function", which maps a text to a dict of
-    arrays or lists. Arrays get the inputs' dtypes and a batch axis of 1 where it is missing. Texts are cut
-    to `max_length` tokens, and padded to an input's length where that is fixed.
+    arrays or lists; `key` is what the recipe calls it. Arrays get the inputs' dtypes and a batch axis of 1 where
+    it is missing. Texts are cut to `max_length` tokens, and padded to an input's length where that is fixed.
+
+    Raises RecipeError for a table that makes no sense, CalibrationError for texts that cannot be read or turned
+    into arrays, and for a function that fails; InputError for one that cannot be loaded.
     """
     lines = _lines(path)
     if path.suffix.lower() == ".jsonl":
@@ -53,7 +58,10 @@ def open_text(
         texts, labels = [text for _, text in lines], None
     if not texts:
         raise CalibrationError(f"{path} holds 0 texts", fix="give one text a line")
-    tokenize = _tokenizer(tokenizer, root, inputs, max_length)
+    if tokenizer.endswith(".json"):
+        tokenize = _json_tokenizer(root / tokenizer, inputs, max_length)
+    else:
+        tokenize = _users_tokenizer(tokenizer, root, max_length, key=key)
 
     def load(index: int) -> dict[str, Array]:
         return {name: _array(value, name, inputs) for name, value in tokenize(texts[index]).items()}
@@ -108,13 +116,12 @@ def _fields(
     return texts, labels if label is not None else None
 
 
-def _tokenizer(reference: str, root: Path, inputs: Sequence[InputSpec], max_length: int | None) -> Tokenize:
-    if reference.endswith(".json"):
-        return _json_tokenizer(root / reference, inputs, max_length)
-    function = load_callable(reference, root)
+def _users_tokenizer(reference: str, root: Path, max_length: int | None, *, key: str) -> Tokenize:
+    fix = "make it return a dict of arrays from a text"
+    function = load_callable(reference, root, key=key, fix=fix, failure=CalibrationError)
 
     def tokenize(text: str) -> Mapping[str, Any]:
-        encoded = call_guarded(reference, function, text)
+        encoded = function(text)
         if not isinstance(encoded, Mapping):
             raise CalibrationError(
                 f"{reference} returned {type(encoded).__name__}", fix="return a dict of input name to array"
@@ -132,7 +139,7 @@ def _json_tokenizer(path: Path, inputs: Sequence[InputSpec], max_length: int | N
     except ImportError as error:
         raise UnsupportedError(
             f"{path.name} needs the tokenizers library",
-            fix="pip install tokenizers, or name a function of your own",
+            fix="run: pip install 'edge-exporter[text]', or name a function of your own",
         ) from error
     unknown = [spec.name for spec in inputs if spec.name not in _ENCODING_PARTS]
     if unknown:
@@ -142,8 +149,7 @@ def _json_tokenizer(path: Path, inputs: Sequence[InputSpec], max_length: int | N
         )
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:
-        # The library raises bare Exception for every malformed file.
+    except Exception as error:  # tokenizers raises bare Exception for every malformed file
         raise CalibrationError(
             f"{path} is not a tokenizer: {first_line(error)}",
             fix="save it with the tokenizers library",

@@ -31,6 +31,11 @@ class Format(StrEnum):
         """Whether the format is converted from the torch module rather than from the ONNX graph."""
         return self in {Format.TFLITE, Format.MLPACKAGE}
 
+    @property
+    def extra(self) -> str | None:
+        """The extra of this distribution that brings the format's converter; `None` where nothing more is needed."""
+        return {Format.TFLITE: "litert", Format.MLPACKAGE: "coreml"}.get(self)
+
 
 class Shapes(StrEnum):
     """Whether named axes stay symbolic in a file or are fixed to the recipe's sizes."""

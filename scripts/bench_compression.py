@@ -154,7 +154,7 @@ def run_recipe(request: dict[str, Any]) -> dict[str, Any]:
     started = time.monotonic()
     result = build(plan, out=work / "out", progress=Silence(), log=work / "build.log")
     seconds = time.monotonic() - started
-    report = result.report
+    report = result.report.document()
     files = {entry["artifact"]: next(result.path.rglob(entry["file"])) for entry in report["artifacts"]}
     return {
         "compression": report.get("compression"),
@@ -231,7 +231,7 @@ def _others(method: Any, request: dict[str, Any]) -> dict[str, Any]:
     from exporter.compress.memory import peak_rss_mb, restart_peak
     from exporter.stages.data import read_data
     from exporter.stages.load import load
-    from exporter.stages.measure import Judging, measure_file
+    from exporter.stages.measure import measure_file
 
     work, row = Path(request["work"]), _row(request["key"])
     # Training data are read for recipes that compress.
@@ -243,7 +243,7 @@ def _others(method: Any, request: dict[str, Any]) -> dict[str, Any]:
     started = time.monotonic()
     made = method(source, data, plan.recipe, work)
     seconds = time.monotonic() - started
-    judging = Judging(data.samples, data.labels, data.metric_name, data.metric)
+    judging = data.judging
     figures = {
         name: None if path is None else to_plain(measure_file(path, source, work / name, judging))
         for name, path in made["onnx"].items()

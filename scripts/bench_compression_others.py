@@ -19,6 +19,8 @@ from exporter.progress import Silence
 from exporter.recipe.compression import SparsifyTable, training_of
 from exporter.recipe.recipe import Recipe
 from exporter.stages.data import BuildData
+from exporter.training.fit import require_data
+from exporter.training.job import TrainingJob
 from exporter.training.loop import train
 
 MASKED_SHARE = 0.8
@@ -115,15 +117,9 @@ def _recover(module: nn.Module, data: BuildData, recipe: Recipe, source: SourceM
     table = training_of(SparsifyTable(sparsity=MASKED_SHARE), recipe.training)
     if table is None:
         raise TypeError("the recipe trains")
-    train(
-        module,
-        data.training,
-        table,
-        folder=work / "training",
-        progress=Silence(),
-        teacher=copy.deepcopy(_module(source)),
-        recipe_folder=recipe.folder,
-    )
+    teacher = copy.deepcopy(_module(source))
+    job = TrainingJob(module, require_data(data.training), table, teacher, recipe_folder=recipe.folder)
+    train(job, work / "training", Silence())
 
 
 def _export(module: nn.Module, source: SourceModel, path: Path) -> Path:

@@ -19,7 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from targets.devices import probe
+from targets.assembly import assemble
+from targets.devices.probe.starting import load_order
+from targets.devices.probe.worker import Worker
 
 _BLOCK_S = 0.4
 _BARE = """
@@ -58,9 +60,10 @@ def ratios(bundle: Path, rounds: int, scratch: Path) -> list[float]:
         "path": str(file),
         "samples": [{"inputs": inputs, "outputs": {}}],
     }
-    worker = probe.Worker(Path(probe.__file__).parent, entry, "onnxruntime", 1)
+    (scratch / "probe.py").write_text(assemble("targets.devices.probe"), encoding="utf-8")
+    worker = Worker(scratch, entry, "onnxruntime", 1)
     try:
-        facts = worker.ask(probe.load_order(entry, "onnxruntime", 1, Path("/")))
+        facts = worker.ask(load_order(entry, "onnxruntime", 1, Path("/")))
         if "failed" in facts or bare.stdin is None or bare.stdout is None:
             raise SystemExit(f"{file} cannot be run: {facts}")
         found = []

@@ -86,6 +86,11 @@ def comment(text: str) -> str:
     return " ".join(text.split()).replace("*/", "* /").replace("/*", "/ *")
 
 
+def cell(text: str) -> str:
+    """Return `text` for a cell of a Markdown table, unable to end it."""
+    return text.replace("|", "\\|")
+
+
 def axis_names(shapes: Iterable[Sequence[int | str]]) -> list[str]:
     """Return the named axes of `shapes` in order of appearance, each once."""
     return list(dict.fromkeys(axis for shape in shapes for axis in shape if isinstance(axis, str)))

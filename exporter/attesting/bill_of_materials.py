@@ -35,7 +35,8 @@ def bill_of_materials(facts: BuildFacts, target: str, deliveries: Sequence[Deliv
         )
         for delivery in deliveries
     }
-    libraries = {name: version for found in makers.values() for name, version in found.items()}
+    # A converter in an environment of its own may have another version of a library than the rest.
+    libraries = sorted({library for found in makers.values() for library in found.items()})
     companions = {path.name: path for item in deliveries for path in item.artifact.companions}
     body = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
@@ -59,7 +60,7 @@ def bill_of_materials(facts: BuildFacts, target: str, deliveries: Sequence[Deliv
         "components": [
             *(_artifact(delivery, facts) for delivery in deliveries),
             *(_file(_ref(name), path) for name, path in sorted(companions.items())),
-            *(_library(name, version) for name, version in sorted(libraries.items())),
+            *(_library(name, version) for name, version in libraries),
         ],
         "dependencies": list(_dependencies(deliveries, makers, libraries)),
     }
@@ -219,7 +220,9 @@ def _library(name: str, version: str) -> dict[str, Any]:
 
 
 def _dependencies(
-    deliveries: Sequence[Delivery], makers: Mapping[str, Mapping[str, str]], libraries: Mapping[str, str]
+    deliveries: Sequence[Delivery],
+    makers: Mapping[str, Mapping[str, str]],
+    libraries: Sequence[tuple[str, str]],
 ) -> Iterator[dict[str, Any]]:
     """Yield what each component depends on: the model on its files, a file on what it comes with and what made it."""
     yield {"ref": _ROOT, "dependsOn": sorted(_ref(item.artifact.path.name) for item in deliveries)}
@@ -231,7 +234,7 @@ def _dependencies(
         }
     for name in sorted({path.name for item in deliveries for path in item.artifact.companions}):
         yield {"ref": _ref(name), "dependsOn": []}
-    for name, version in sorted(libraries.items()):
+    for name, version in libraries:
         yield {"ref": purl(name, version), "dependsOn": []}
 
 

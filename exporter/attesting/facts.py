@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from calibration.statistics import Statistics
+    from exporter.bundle.report import Report
     from exporter.model.source import SourceModel
     from exporter.recipe.planning import Plan
     from exporter.stages.data import BuildData
@@ -82,7 +83,7 @@ def gather_facts(
     source: SourceModel,
     data: BuildData,
     statistics: Statistics | None,
-    report: Mapping[str, Any],
+    report: Report,
 ) -> BuildFacts:
     """Return what the build of `plan` knows; `source` is the model as it is exported, so after compression.
 
@@ -90,7 +91,7 @@ def gather_facts(
     """
     from calibration.preprocess import describe_preprocess, preprocess_from_dict
 
-    model, measured = plan.recipe.model, report["model"]
+    model, measured = plan.recipe.model, report.model
     return BuildFacts(
         name=model.name,
         version=model.version,
@@ -101,12 +102,11 @@ def gather_facts(
         contract=describe_preprocess(preprocess_from_dict(plan.recipe.data.preprocess)),
         labels=data.class_names,
         datasets=_datasets(plan, data, statistics),
-        float_figures=FloatFigures(measured["float_sha256"], measured["parameters"], measured["macs"]),
+        float_figures=FloatFigures(measured.float_sha256, measured.parameters, measured.macs),
         rule=plan.recipe.quantize.rule,
         compressed_by=tuple(step.method for step in plan.recipe.compress),
         recovered_by={
-            item["scheme"]: tuple(rung["name"] for rung in item["rungs"] if rung["kept"])
-            for item in report["recovery"]
+            item.scheme: tuple(rung.name for rung in item.rungs if rung.kept) for item in report.recovery
         },
     )
 

@@ -9,14 +9,14 @@ from collections.abc import Collection, Iterable, Mapping
 from urllib.parse import quote
 
 from exporter.artifacts import Format
+from exporter.system.converters.environment import versions_apart
 
 TOOL = "edge-exporter"
-_EXTRA_OF_FORMAT = {Format.TFLITE: "litert", Format.MLPACKAGE: "coreml"}
 _ONNX_TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript")
 _TOOLS_OF_FORMAT: Mapping[Format, tuple[str, ...]] = {
     Format.ONNX: _ONNX_TOOLS,
     Format.ORT: _ONNX_TOOLS,
-    Format.TFLITE: ("ai-edge-litert", "ai-edge-quantizer", "litert-torch", "numpy"),
+    Format.TFLITE: ("ai-edge-litert", "litert-quantizer", "litert-torch", "numpy"),
     Format.MLPACKAGE: ("coremltools", "numpy"),
 }
 
@@ -39,17 +39,25 @@ def makers_of(kind: Format, *, from_torch: bool, compressed_by: Collection[str])
         names.add("accelerate")
     if "prune" in compressed_by:
         names.add("torch-pruning")
-    return _versions(names)
+    apart = versions_apart(kind)
+    return {**_versions(names), **{name: apart[name] for name in sorted(names) if name in apart}}
 
 
-def taking_part(kinds: Iterable[Format]) -> dict[str, str]:
-    """Return every installed distribution that a build of files of `kinds` may have used, with its version, by name.
+def taking_part(kinds: Iterable[Format]) -> tuple[tuple[str, str], ...]:
+    """Return every installed distribution that a build of files of `kinds` may have used: names with versions, sorted.
 
-    That is what the tool requires with the extras of these formats, what that requires in turn, and what else this
-    process has loaded (a factory brings libraries of its own).
+    That is what the tool requires with the extras of these formats, what that requires in turn, what else this process
+    has loaded (a factory brings libraries of its own), and what lies in a converter's own environment, where a name may
+    have another version.
     """
-    extras = {_EXTRA_OF_FORMAT[kind] for kind in kinds if kind in _EXTRA_OF_FORMAT}
-    return dict(sorted({**_required(TOOL, extras), **_loaded()}.items()))
+    found: set[tuple[str, str]] = set()
+    extras = set()
+    for kind in kinds:
+        if apart := versions_apart(kind):
+            found |= apart.items()
+        elif kind.extra is not None:
+            extras.add(kind.extra)
+    return tuple(sorted({*found, *_required(TOOL, extras).items(), *_loaded().items()}))
 
 
 def _required(name: str, extras: Iterable[str]) -> dict[str, str]:

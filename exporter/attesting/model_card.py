@@ -112,14 +112,14 @@ def _yaml(value: Mapping[str, Any], indent: str = "") -> Iterator[str]:
     for key, item in value.items():
         match item:
             case Mapping():
-                yield f"{indent}{key}:"
+                yield f"{indent}{_key(key)}:"
                 yield from _yaml(item, f"{indent}  ")
             case list():
-                yield f"{indent}{key}:"
+                yield f"{indent}{_key(key)}:"
                 for element in item:
                     yield from _yaml_element(element, indent)
             case _:
-                yield f"{indent}{key}: {_scalar(item)}"
+                yield f"{indent}{_key(key)}: {_scalar(item)}"
 
 
 def _yaml_element(element: Any, indent: str) -> Iterator[str]:
@@ -129,6 +129,11 @@ def _yaml_element(element: Any, indent: str) -> Iterator[str]:
     lines = list(_yaml(element, f"{indent}  "))
     yield f"{indent}- {lines[0].removeprefix(f'{indent}  ')}"
     yield from lines[1:]
+
+
+def _key(name: str) -> str:
+    # YAML 1.1 takes these words for something else.
+    return json.dumps(name) if name in {"y", "n", "yes", "no", "on", "off", "true", "false", "null"} else name
 
 
 def _scalar(value: object) -> str:

@@ -95,7 +95,7 @@ def provenance_of(plan: Plan, facts: BuildFacts, inputs: Inputs, build: Path) ->
                         if fact.fingerprint is not None
                     ),
                     {"name": "float32.onnx", "digest": {"sha256": facts.float_figures.sha256}},
-                    *({"uri": purl(name, version)} for name, version in taking_part(kinds).items()),
+                    *({"uri": purl(name, version)} for name, version in taking_part(kinds)),
                 ],
             },
             "runDetails": {

@@ -9,7 +9,7 @@ from exporter.benching.bench import Wishes
 from exporter.benching.subjects import Role, open_bundle
 from exporter.errors import UsageError
 from exporter.progress import Progress
-from exporter.runtimes.worker import installed_version
+from exporter.system.converters.environment import version_of
 from targets.devices import Device, Place, SshDevice
 from targets.devices.environment import Way, prepare
 
@@ -43,6 +43,6 @@ def requirements(bundle: Path, wishes: Wishes) -> list[str]:
         runtime, distribution = _NEEDS[subject.entry.spec.format]
         if distribution in wanted or wishes.runtime not in {None, runtime}:
             continue
-        version = subject.built_with or installed_version(distribution).partition("+")[0]
+        version = subject.built_with or version_of(distribution).partition("+")[0]
         wanted[distribution] = distribution if version == "absent" else f"{distribution}=={version}"
     return list(wanted.values())

@@ -11,7 +11,7 @@ import dataclasses
 import io
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ import numpy as np
 
 from calibration.dataset import IndexedDataset
 from calibration.preprocess import FITS, RESIZES, Preprocess
+from exporter.arrays import Sample
 from exporter.bundle.golden import GOLDEN_SAMPLES, GoldenInputs, golden_file
 from exporter.bundle.mistakes import SINGLE_CODES, name_mistake, revealed_codes
 from exporter.bundle.png import encode_png
@@ -28,7 +29,6 @@ from exporter.errors import InputError, IntegrityError, first_line
 if TYPE_CHECKING:
     from PIL import Image
 
-Sample = Mapping[str, np.ndarray]
 
 LARGEST_SIDE = 512
 """Larger pictures are shrunk: a golden vector proves preparation, not the reading of large files."""

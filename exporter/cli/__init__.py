@@ -40,6 +40,7 @@ COMMANDS: tuple[str, ...] = (
     "verify",
     "students",
     "targets",
+    "setup",
     "schema",
 )
 # A module called `list` would hide the builtin from this one.

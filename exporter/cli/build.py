@@ -16,6 +16,7 @@ from exporter.system.files import require_folder
 from exporter.system.processes import is_main_process
 
 if TYPE_CHECKING:
+    from exporter.artifacts import Format
     from exporter.recipe.planning import Plan
     from exporter.recipe.recipe import Recipe
     from targets.base import Target
@@ -78,7 +79,7 @@ def command(
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
     """What to build and where; for people to paste, `again` is the command that builds it and
-    `next_commands` what else to type after it.
+    `next_commands` what else to type after it. `formats` and `only_installed` are those of `make_plan`.
     """
 
     recipe: Path
@@ -89,6 +90,8 @@ class BuildRequest:
     again: str = ""
     next_commands: tuple[str, ...] = ()
     resume: bool = False
+    formats: frozenset[Format] | None = None
+    only_installed: bool = False
 
 
 def build_recipe(console: Console, request: BuildRequest) -> None:
@@ -97,7 +100,13 @@ def build_recipe(console: Console, request: BuildRequest) -> None:
     from exporter.recipe.recipe import read_recipe
 
     recipe = read_recipe(request.recipe)
-    plan = make_plan(recipe, choose_targets(recipe, request.names), trust_code=request.trust_code)
+    plan = make_plan(
+        recipe,
+        choose_targets(recipe, request.names),
+        trust_code=request.trust_code,
+        formats=request.formats,
+        only_installed=request.only_installed,
+    )
     if request.only_plan:
         from exporter.cli.views.plan import show_plan
 

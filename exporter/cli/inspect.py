@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +9,7 @@ import click
 
 from exporter.cli.terminal.console import Column, Console, named_once, pass_console, speaking
 from exporter.cli.views import figures
-
-SHOWN_LABELS = 12
+from exporter.cli.views.contract import contract_pairs
 
 if TYPE_CHECKING:
     from exporter.artifacts import Coverage
@@ -216,21 +214,6 @@ def _show_previews(console: Console, previews: tuple[ArtifactPreview, ...]) -> N
     console.answer_table(
         (Column("target", fold=False), Column("artifact", fold=False), Column("run by")), named_once(rows)
     )
-
-
-def contract_pairs(model: str | None, document: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Return what a file carries, for people: whose it is, how its input is prepared, what its answers are called."""
-    from exporter.bundle.contract import describe_contract
-
-    if document is None:
-        return []
-    pairs = [] if model is None else [("model", model)]
-    pairs.append(("prepared from", describe_contract(document["contract"])))
-    labels = document["labels"]
-    if labels:
-        shown = ", ".join(labels[:SHOWN_LABELS])
-        pairs.append(("classes", f"{len(labels)}: {shown}{', …' if len(labels) > SHOWN_LABELS else ''}"))
-    return pairs
 
 
 def str_of(spec: Any) -> str:

@@ -78,7 +78,8 @@ def command(
     with console.work() as (progress, _):
         with progress.step("loading"):
             from exporter.checking.figures import bundles_in
-            from exporter.registry.publishing import publish, require_whole
+            from exporter.registry.packing import require_whole
+            from exporter.registry.publishing import publish
             from exporter.registry.stores.opening import open_store
         folders = [Path(path) for path in given]
         bundles = bundles_in(folders) if given else []

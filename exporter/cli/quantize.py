@@ -18,6 +18,7 @@ from exporter.schemes import KNOWN_SCHEMES
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from exporter.bundle.report import Report
     from exporter.jobs.quantize import Quantizing
 
 _RULES = ("auto", "minmax", "percentile", "mse", "entropy")
@@ -106,9 +107,9 @@ def command(
     if report_path is not None:
         from exporter.system.files import write_json
 
-        write_json(report_path, report)
+        write_json(report_path, report.document())
     if console.json:
-        console.answer_json({"path": str(out), "report": report})
+        console.answer_json({"path": str(out), "report": report.document()})
         return
     _show(console, out, report)
 
@@ -164,32 +165,31 @@ def _kind_of(path: str) -> str:
     )
 
 
-def _show(console: Console, out: Path, report: Mapping[str, Any]) -> None:
-    artifact = report["artifacts"][0]
-    evidence, scheme = artifact["evidence"], artifact["artifact"].partition(":")[2]
-    fidelity, task, latency = evidence["fidelity"], evidence["task"], evidence["latency"]
-    drop = task["interval"] if task else evidence["disagreement"]
-    before = report["model"]["float_latency"]
-    console.heading(
-        str(out), f"{scheme}, from {figures.byte_size(report['model']['float_bytes'])} as float32"
-    )
-    show_recoveries(console, report["recovery"])
+def _show(console: Console, out: Path, report: Report) -> None:
+    artifact = report.artifacts[0]
+    evidence, scheme = artifact.evidence, artifact.scheme
+    fidelity, task, latency = evidence.fidelity, evidence.task, evidence.latency
+    drop = task.interval if task else evidence.disagreement
+    before = report.model.float_latency
+    console.heading(str(out), f"{scheme}, from {figures.byte_size(report.model.float_bytes)} as float32")
+    show_recoveries(console, report.recovery)
     console.answer()
     rows = [
-        ["size", f"{figures.byte_size(artifact['size_bytes'])}, {figures.times(artifact['times_smaller'])} smaller"],
-        ["operators", f"{artifact['coverage']['quantized']} of {artifact['coverage']['operators']} quantised, "
-                      f"{figures.share(artifact['coverage']['mac_share'])} of the MACs"],
-        ["SQNR", f"{figures.decibels(fidelity['sqnr_db'])} dB over {fidelity['samples']} samples"],
+        ["size", f"{figures.byte_size(artifact.size_bytes)}, {figures.times(artifact.times_smaller)} smaller"],
+        ["operators", f"{artifact.coverage.quantized} of {artifact.coverage.operators} quantised, "
+                      f"{figures.share(artifact.coverage.mac_share)} of the MACs"],
     ]  # fmt: skip
+    if fidelity:
+        rows.append(["SQNR", f"{figures.decibels(fidelity.sqnr_db)} dB over {fidelity.samples} samples"])
     if task:
-        rows.append([task["metric"], f"{task['value']:.4f}, float {task['reference']:.4f}"])
+        rows.append([task.metric, f"{task.value:.4f}, float {task.reference:.4f}"])
     if drop:
         what = "points lost" if task else "points of agreement lost"
-        rows.append([what, f"{drop['points']:.2f} (95 % interval {drop['low']:.2f} to {drop['high']:.2f})"])
+        rows.append([what, f"{drop.points:.2f} (95 % interval {drop.low:.2f} to {drop.high:.2f})"])
     if latency and before:
-        rows.append(["host p50", f"{figures.milliseconds(latency['p50_ms'])} ms, float "
-                                 f"{figures.milliseconds(before['p50_ms'])} ms; never a device's latency"])  # fmt: skip
+        rows.append(["host p50", f"{figures.milliseconds(latency.p50_ms)} ms, float "
+                                 f"{figures.milliseconds(before.p50_ms)} ms; never a device's latency"])  # fmt: skip
     console.answer_table([Column("", fold=False), Column("")], rows)
-    left = [f"{count} × {reason}" for reason, count in artifact["coverage"]["left_float"].items()]
+    left = [f"{count} × {reason}" for reason, count in artifact.coverage.left_float.items()]
     console.answer_list("left in float", left)
-    console.answer_list("notes", [*report["findings"], *artifact["notes"]])
+    console.answer_list("notes", [*report.findings, *artifact.notes])

@@ -2,88 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from exporter.artifacts import ModelFigures
+from exporter.artifacts import ModelFigures, to_plain
 from exporter.model.source import SourceModel
 from exporter.progress import Progress
 from exporter.recipe.recipe import Recipe
+from exporter.stages.measure import Meter
+from exporter.training.distributed import is_main, share
+from exporter.training.fit import require_data
+from exporter.training.job import AfterStep, TrainingJob
+from exporter.training.loop import train
 from exporter.training.record import TrainingRecord
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     from torch import nn
 
     from calibration.dataset import Dataset
     from exporter.recipe.compression import TrainingTable
     from exporter.training.data import TrainingData
 
-Measure = Callable[[SourceModel], ModelFigures]
-"""Exports a model and measures the file; see `exporter.stages.measure`."""
-
-
-class Regions(Protocol):
-    """What a static scheme quantises; `exporter.quantize.regions.Regions` is one."""
-
-    @property
-    def quantized(self) -> frozenset[str]:
-        """Names of the nodes that compute on integers."""
-
-    @property
-    def grids(self) -> tuple[str, ...]:
-        """Names of the values that pass through QuantizeLinear and DequantizeLinear, in graph order."""
-
-    @property
-    def same_grid(self) -> Mapping[str, str]:
-        """Values on a grid that is another value's."""
-
-
-class Train(Protocol):
-    """How a step trains: `exporter.training.loop.train` with the build's data, folder and progress bound."""
-
-    def __call__(
-        self,
-        module: nn.Module,
-        table: TrainingTable,
-        *,
-        objective: nn.Module | None = None,
-        name: str = "train",
-        after_step: Callable[[int, int], bool | None] | None = None,
-        predict: Callable[..., Any] | None = None,
-    ) -> TrainingRecord:
-        """Train `module` in place and leave its best weights in it, in eval mode.
-
-        `objective` is an `nn.Module` that holds `module` (and what else is trained) and maps
-        (inputs tuple, labels or None) to a scalar loss; default: the task loss with imitation of the original
-        model as `table` says. `name` is unique within the step: its checkpoints live under it.
-        `after_step(done, total)` runs after each optimiser step; weights are not kept as the best while it answers
-        `False`. `predict` computes what the metric judges
-        from the inputs (default: `module` itself).
-        """
-
 
 @dataclass(frozen=True, slots=True)
-class StepContext:
-    """What a method may use. `original` is the model as the recipe loaded it (its module is not to be changed).
+class Workshop:
+    """Where models are compressed: one for all steps of a recipe, and `at` a folder for each.
 
-    `training` and `calibration` are `None` when the recipe gives no such data; `folder` is the step's own.
-    `export` writes the tidy float ONNX of a model into `folder` and returns its path; `decide_regions` says what
-    a static scheme will quantise in such a graph, given the patterns of what stays float.
+    `original` is the model as the recipe loaded it (its module is not to be changed). `training` and `calibration`
+    are `None` when the recipe gives no such data. `folder` survives a killed build; `resume` says to go on from it.
     """
 
-    recipe: Recipe
     original: SourceModel
+    recipe: Recipe
     training: TrainingData | None
     calibration: Dataset | None
     folder: Path
     progress: Progress
-    measure: Measure
-    train: Train
-    export: Callable[[SourceModel], Path]
-    decide_regions: Callable[[ir.Model, Sequence[str]], Regions]
+    meter: Meter
+    resume: bool = False
+
+    def at(self, name: str) -> Workshop:
+        """Return this workshop with `name` in its folder for a folder."""
+        return replace(self, folder=self.folder / name)
+
+    def measure(self, source: SourceModel, place: str = "measuring") -> ModelFigures:
+        """Return the figures of `source`, exported to `place` in the folder.
+
+        In all processes they are the main one's: the others' cores are busy or other ones.
+        """
+        return ModelFigures(
+            **share(to_plain(self.meter.measure(source, self.folder / place)) if is_main() else None)
+        )
+
+    def train(
+        self,
+        module: nn.Module,
+        table: TrainingTable,
+        label: str,
+        *,
+        objective: nn.Module | None = None,
+        after_step: AfterStep | None = None,
+    ) -> TrainingRecord:
+        """Train `module` in place on the recipe's data and leave its best weights in it, in eval mode.
+
+        `label` names the training to the user and its checkpoints, and is unique within a step; `objective` and
+        `after_step` are those of `TrainingJob`, the teacher is the original model. Raises what `train` raises.
+        """
+        job = TrainingJob(
+            module,
+            require_data(self.training),
+            table,
+            self.original.module,
+            objective,
+            after_step,
+            self.recipe.folder,
+        )
+        folder = self.folder / label.replace(" ", "-")
+        return train(job, folder, self.progress, resume=self.resume, label=label)
 
 
 @dataclass(frozen=True, slots=True)

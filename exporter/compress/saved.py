@@ -12,13 +12,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from exporter import __version__
 from exporter.artifacts import CompressionStep, ModelFigures, to_plain
+from exporter.compress.base import Workshop
 from exporter.errors import IntegrityError
 from exporter.model.source import SourceModel
 from exporter.recipe.compression import CompressTable, training_of
@@ -26,10 +27,6 @@ from exporter.system.files import canonical_json, digest, write_bytes, write_jso
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from calibration.dataset import Dataset
-    from exporter.recipe.recipe import Recipe
-    from exporter.training.data import TrainingData
 
 _RECORD, _WEIGHTS = "done.json", "weights.safetensors"
 
@@ -43,28 +40,17 @@ class SavedStep:
     record: CompressionStep
 
 
-class _Ingredients(Protocol):
-    """What a step's result depends on besides its table and the model."""
-
-    @property
-    def recipe(self) -> Recipe: ...
-    @property
-    def training(self) -> TrainingData | None: ...
-    @property
-    def calibration(self) -> Dataset | None: ...
-
-
-def key_of(previous: str, table: CompressTable, given: _Ingredients, current: SourceModel) -> str:
+def key_of(previous: str, table: CompressTable, workshop: Workshop, current: SourceModel) -> str:
     """Return the digest of all that the step's result follows from: two equal keys, two equal results."""
-    training = training_of(table, given.recipe.training)
+    training = training_of(table, workshop.recipe.training)
     ingredients = {
         "tool": __version__,
         "previous": previous,
         "table": table.model_dump(mode="json"),
         "training": None if training is None else training.model_dump(mode="json"),
-        "quantize": given.recipe.quantize.model_dump(mode="json"),
-        "data": None if given.training is None else given.training.fingerprint,
-        "calibration": None if given.calibration is None else given.calibration.fingerprint,
+        "quantize": workshop.recipe.quantize.model_dump(mode="json"),
+        "data": None if workshop.training is None else workshop.training.fingerprint,
+        "calibration": None if workshop.calibration is None else workshop.calibration.fingerprint,
         "weights": None if current.module is None else weights_digest(current.module),
     }
     return hashlib.sha256(canonical_json(ingredients)).hexdigest()

@@ -7,7 +7,6 @@ go on where it was. The methods are modules of this package; a table's type sele
 from __future__ import annotations
 
 import copy
-import functools
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,58 +14,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
-
 from exporter.artifacts import CompressionStep, ModelFigures, to_plain
-from exporter.compress.base import Measure, Regions, StepContext, StepResult
+from exporter.compress.base import StepResult, Workshop
 from exporter.compress.memory import peak_rss_mb, restart_peak
-from exporter.compress.saved import SavedStep, key_of, read_step, write_step
-from exporter.errors import UnsupportedError
+from exporter.compress.saved import SavedStep, finished_edit, key_of, read_step, write_step
+from exporter.errors import InputError, UnsupportedError
 from exporter.model.source import SourceModel
-from exporter.progress import Progress
-from exporter.recipe.compression import (
-    CompressTable,
-    DistillTable,
-    FactorizeTable,
-    PruneTable,
-    QatTable,
-    SparsifyTable,
-    StudentTable,
-)
-from exporter.recipe.recipe import Recipe
-from exporter.system.processes import rank
+from exporter.recipe.compression import CompressTable
+from exporter.system.extras import require_installed
 from exporter.training.distributed import is_main, share, wait
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from calibration.dataset import Dataset
-    from exporter.training.data import TrainingData
 
-
-MEASURED_FILE = "measured.onnx"
 _AFTER = "after"
-
-
-@dataclass(frozen=True, slots=True)
-class Workshop:
-    """What the build lends to the steps; `folder` survives a killed build, `resume` says to go on from it.
-
-    `measure` exports a model to `MEASURED_FILE` in a folder and returns its figures, `race` the median latencies
-    of such files measured in turns, `export` writes the tidy graph to a path; `decide_regions` is as in
-    `StepContext`.
-    """
-
-    recipe: Recipe
-    training: TrainingData | None
-    calibration: Dataset | None
-    folder: Path
-    resume: bool
-    progress: Progress
-    measure: Callable[[SourceModel, Path], ModelFigures]
-    race: Callable[[Sequence[Path], SourceModel, Path], list[float]]
-    export: Callable[[SourceModel, Path], Path]
-    decide_regions: Callable[[ir.Model, Sequence[str]], Regions]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +41,14 @@ class Compressed:
     edits: tuple[Mapping[str, Any], ...]
 
 
-def compress(source: SourceModel, workshop: Workshop) -> Compressed:
-    """Return `source` after every step of the recipe; the given model is not changed.
+def compress(workshop: Workshop) -> Compressed:
+    """Return the workshop's original after every step of the recipe; the given model is not changed.
 
     In a run of several processes all take part, and the main one's measurements count for all. Raises what
     the methods raise; finished steps stay in `workshop.folder` until the build has ended well.
     """
-    if source.module is None:
+    current, tables = workshop.original, workshop.recipe.compress
+    if current.module is None:
         raise UnsupportedError(
             "[[compress]] changes torch modules, and this model came as ONNX",
             fix="give the model as a factory with weights, or remove [[compress]]",
@@ -93,40 +56,36 @@ def compress(source: SourceModel, workshop: Workshop) -> Compressed:
     if not workshop.resume and is_main():
         shutil.rmtree(workshop.folder, ignore_errors=True)
     wait()
-    start = workshop.folder / "00-original" / _AFTER
-    original = figures = _shared(lambda model: workshop.measure(model, start), source)
-    current, key = source, ""
+    places = [workshop.at("00-original")]
+    original = figures = places[0].measure(current, _AFTER)
     done: list[SavedStep] = []
-    edits: list[Mapping[str, Any]] = []
-    for number, table in enumerate(workshop.recipe.compress, start=1):
+    key = ""
+    for number, table in enumerate(tables, start=1):
         key = key_of(key, table, workshop, current)
-        folder = workshop.folder / f"{number:02d}-{table.method}"
-        with workshop.progress.step(f"compressing {number}/{len(workshop.recipe.compress)}: {table.method}"):
-            step = _resumed(folder, key, current, table, workshop) or _run(
-                folder, key, current, table, workshop, source, original, figures
+        place = workshop.at(f"{number:02d}-{table.method}")
+        with workshop.progress.step(f"compressing {number}/{len(tables)}: {table.method}"):
+            step = _resumed(key, current, table, place) or _run(
+                key, current, table, place, original=original, before=figures
             )
         current, figures = step.source, step.record.after
+        places.append(place)
         done.append(step)
-        edits.append(step.edit)
-    folders = [
-        start,
-        *(workshop.folder / f"{n:02d}-{s.record.method}" / _AFTER for n, s in enumerate(done, 1)),
-    ]
-    timed = _timed_together(workshop, folders, source, [original, *(step.record.after for step in done)])
+    timed = _timed_together(workshop, places, [original, *(step.record.after for step in done)])
     records = tuple(
         replace(step.record, original=timed[0], before=before, after=after)
         for step, before, after in zip(done, timed, timed[1:], strict=False)
     )
-    return Compressed(current, timed[0], records, tuple(edits))
+    return Compressed(current, timed[0], records, tuple(step.edit for step in done))
 
 
 def _timed_together(
-    workshop: Workshop, folders: Sequence[Path], source: SourceModel, figures: Sequence[ModelFigures]
+    workshop: Workshop, places: Sequence[Workshop], figures: Sequence[ModelFigures]
 ) -> list[ModelFigures]:
     """Return `figures` with latencies measured in turns: those of the steps were taken minutes apart."""
 
     def times() -> list[float]:
-        return workshop.race([folder / MEASURED_FILE for folder in folders], source, workshop.folder)
+        folders = [place.folder / _AFTER for place in places]
+        return workshop.meter.race(folders, workshop.original, workshop.folder)
 
     shared: list[float] = share(times() if is_main() else None)
     return [replace(item, p50_ms=p50_ms) for item, p50_ms in zip(figures, shared, strict=True)]
@@ -143,7 +102,8 @@ def rebuild(source: SourceModel, edits: Sequence[Mapping[str, Any]], folder: Pat
         raise TypeError("this model came as ONNX and has no torch module")
     for edit in edits:
         placed = {"folder": str(folder), **edit}
-        module = _replay(str(edit["kind"]))(module, placed, replace(source, module=module))
+        _, replay = _method(str(edit["kind"]))
+        module = replay(module, placed, replace(source, module=module))
     return module.eval()
 
 
@@ -151,28 +111,27 @@ def rebuild(source: SourceModel, edits: Sequence[Mapping[str, Any]], folder: Pat
 
 
 def _run(
-    folder: Path,
     key: str,
     current: SourceModel,
     table: CompressTable,
     workshop: Workshop,
-    original: SourceModel,
-    original_figures: ModelFigures,
+    *,
+    original: ModelFigures,
     before: ModelFigures,
 ) -> SavedStep:
     started = time.monotonic()
     restart_peak()
-    folder.mkdir(parents=True, exist_ok=True)
-    measure = functools.partial(_shared, lambda model: workshop.measure(model, folder / "measuring"))
-    result = _method(table)(current, table, _context(folder, table.method, workshop, original, measure))
+    workshop.folder.mkdir(parents=True, exist_ok=True)
+    method, _ = _method(table.method)
+    result = method(current, table, workshop)
     peak = peak_rss_mb()
-    after = _shared(lambda model: workshop.measure(model, folder / _AFTER), result.source)
+    after = workshop.measure(result.source, _AFTER)
     record = CompressionStep(
         method=table.method,
         settings=table.model_dump(mode="json", exclude_unset=True),
-        original=original_figures,
+        original=original,
         before=before,
-        changed=None if result.changed is None else measure(result.changed),
+        changed=None if result.changed is None else workshop.measure(result.changed),
         after=after,
         trainings=tuple(to_plain(training) for training in result.trainings),
         details=dict(result.details or {}),
@@ -182,113 +141,55 @@ def _run(
     )
     step = SavedStep(result.source, {"kind": table.method, **result.edit}, record)
     if is_main():
-        write_step(folder, key, step)
+        write_step(workshop.folder, key, step)
     wait()
     return step
 
 
-def _resumed(
-    folder: Path, key: str, current: SourceModel, table: CompressTable, workshop: Workshop
-) -> SavedStep | None:
-    """Return the finished step that an earlier, killed build left in `folder`, if it is this very step."""
+def _resumed(key: str, current: SourceModel, table: CompressTable, workshop: Workshop) -> SavedStep | None:
+    """Return the finished step that an earlier, killed build left in the folder, if it is this very step."""
     if not workshop.resume:
         return None
-    edit = _read_shared(folder, key)
+    edit: Mapping[str, Any] | None = share(finished_edit(workshop.folder, key) if is_main() else None)
     if edit is None:
         return None
-    module = _replay(table.method)(copy.deepcopy(current.module), edit, current)
-    step = read_step(folder, current, module)
+    _, replay = _method(table.method)
+    module = replay(copy.deepcopy(current.module), edit, current)
+    step = read_step(workshop.folder, current, module)
     workshop.progress.say(f"{table.method}: already done by the build that was interrupted")
     return step
 
 
-def _read_shared(folder: Path, key: str) -> Mapping[str, Any] | None:
-    from exporter.compress.saved import finished_edit
-
-    edit: Mapping[str, Any] | None = share(finished_edit(folder, key) if is_main() else None)
-    return edit
+_Method = Callable[[SourceModel, Any, Workshop], StepResult]
+_Replay = Callable[[Any, Mapping[str, Any], SourceModel], "nn.Module"]
 
 
-def _shared(measure: Callable[[SourceModel], ModelFigures], source: SourceModel) -> ModelFigures:
-    """Return the main process's measurement in all processes: the others' cores are busy or other ones."""
-    return ModelFigures(**share(to_plain(measure(source)) if is_main() else None))
+def _method(kind: str) -> tuple[_Method, _Replay]:
+    """Return what does a step of this kind, and what gives a module the structure that such a step gave it."""
+    match kind:
+        case "prune":
+            require_installed("pruning", ("torch_pruning",), extra="compress")
+            from exporter.compress.prune.method import prune, replay
 
+            return prune, replay
+        case "sparsify":
+            from exporter.compress.sparsify.method import replay, sparsify
 
-def _context(
-    folder: Path, method: str, workshop: Workshop, original: SourceModel, measure: Measure
-) -> StepContext:
-    from exporter.training.loop import train
+            return sparsify, replay
+        case "factorize":
+            from exporter.compress.factorize.method import factorize, replay
 
-    return StepContext(
-        recipe=workshop.recipe,
-        original=original,
-        training=workshop.training,
-        calibration=workshop.calibration,
-        folder=folder,
-        progress=workshop.progress,
-        measure=measure,
-        train=_trainer(train, folder, method, workshop, original),
-        export=functools.partial(_export, workshop, folder),
-        decide_regions=workshop.decide_regions,
-    )
+            return factorize, replay
+        case "student":
+            from exporter.compress.student import replay, student
 
+            return student, replay
+        case "distill":
+            from exporter.compress.distill.method import distill, replay
 
-def _trainer(
-    train: Callable[..., Any], folder: Path, method: str, workshop: Workshop, original: SourceModel
-) -> Any:
-    def bound(module: nn.Module, table: Any, *, name: str = "train", **options: Any) -> Any:
-        return train(
-            module,
-            workshop.training,
-            table,
-            folder=folder / name,
-            progress=workshop.progress,
-            teacher=original.module,
-            recipe_folder=workshop.recipe.folder,
-            resume=workshop.resume,
-            label=method if name in {"train", method} else f"{method} {name}",
-            **options,
-        )
+            return distill, replay
+        case "qat":
+            from exporter.compress.qat.method import qat, replay
 
-    return bound
-
-
-def _export(workshop: Workshop, folder: Path, source: SourceModel) -> Path:
-    return workshop.export(source, folder / f"exported-{rank()}" / "float32.onnx")
-
-
-def _method(table: CompressTable) -> Callable[[SourceModel, Any, StepContext], StepResult]:
-    """Return the function of a table's type."""
-    match table:
-        case PruneTable():
-            from exporter.compress.prune.method import prune
-
-            return prune
-        case SparsifyTable():
-            from exporter.compress.sparsify.method import sparsify
-
-            return sparsify
-        case FactorizeTable():
-            from exporter.compress.factorize.method import factorize
-
-            return factorize
-        case StudentTable():
-            from exporter.compress.student import student
-
-            return student
-        case DistillTable():
-            from exporter.compress.distill.method import distill
-
-            return distill
-        case QatTable():
-            from exporter.compress.qat.method import qat
-
-            return qat
-
-
-def _replay(kind: str) -> Callable[[Any, Mapping[str, Any], SourceModel], nn.Module]:
-    import importlib
-
-    replay: Callable[[Any, Mapping[str, Any], SourceModel], nn.Module]
-    replay = importlib.import_module(f"exporter.compress.steps.{kind}").replay
-    return replay
+            return qat, replay
+    raise InputError(f"there is no compression method {kind!r}", fix="give the edits as the build wrote them")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from exporter.artifacts import TensorSpec
-from exporter.compress.base import StepContext, StepResult
+from exporter.compress.base import StepResult, Workshop
 from exporter.errors import CalibrationError, InputError, RecipeError, UnsupportedError, said
 from exporter.model.factory import call_factory
 from exporter.model.source import SourceModel
@@ -25,7 +25,7 @@ from exporter.system.user_code import user_line
 from exporter.training.record import TrainingRecord
 
 
-def student(source: SourceModel, table: StudentTable, context: StepContext) -> StepResult:
+def student(source: SourceModel, table: StudentTable, workshop: Workshop) -> StepResult:
     """Return a student with the names, axes and output shapes of `source`, its weights from file or seed.
 
     The number of classes is that of the model's output on its example; an encoder's vocabulary is that of the
@@ -35,16 +35,16 @@ def student(source: SourceModel, table: StudentTable, context: StepContext) -> S
     do not fit, `UnsupportedError` (12) for inputs or outputs that the student does not have,
     `CalibrationError` (13) when it is to be trained and there is no data.
     """
-    edit = _edit(source, table, context)
-    timeout_s = context.recipe.model.load_timeout_s
-    module = _build(edit, timeout_s=timeout_s, log=context.folder / "factory.log")
+    edit = _edit(source, table, workshop)
+    timeout_s = workshop.recipe.model.load_timeout_s
+    module = _build(edit, timeout_s=timeout_s, log=workshop.folder / "factory.log")
     name = f"student {table.family or table.factory}"
     if table.weights is not None:
-        load_weights(module, context.recipe.resolve(table.weights), model=name)
+        load_weights(module, workshop.recipe.resolve(table.weights), model=name)
     require_sane_weights(module)
     _require_same_outputs(source, replace(source, module=module), name)
-    training = training_of(table, context.recipe.training)
-    if training is not None and context.training is None:
+    training = training_of(table, workshop.recipe.training)
+    if training is not None and workshop.training is None:
         raise CalibrationError(
             f"{name} is to be trained, and the recipe gives no training data",
             fix='add [data] training = { source = "npz", path = "…", labels = "label" }, or train = false',
@@ -53,13 +53,13 @@ def student(source: SourceModel, table: StudentTable, context: StepContext) -> S
     trainings: tuple[TrainingRecord, ...] = ()
     if training is not None:
         changed = replace(source, module=copy.deepcopy(module), ranges={})
-        trainings = (context.train(module, training, name="train"),)
+        trainings = (workshop.train(module, training, "student"),)
     return StepResult(
         source=replace(source, module=module.eval(), ranges={}),
         edit=edit,
         changed=changed,
         trainings=trainings,
-        notes=_notes(name, table, context) if training is None else (),
+        notes=_notes(name, table, workshop) if training is None else (),
         details=_details(edit, module, source),
     )
 
@@ -69,11 +69,11 @@ def replay(module: nn.Module, edit: Mapping[str, Any], source: SourceModel) -> n
     return _build(edit, timeout_s=300.0, log=Path(os.devnull))
 
 
-def _edit(source: SourceModel, table: StudentTable, context: StepContext) -> dict[str, Any]:
+def _edit(source: SourceModel, table: StudentTable, workshop: Workshop) -> dict[str, Any]:
     """Return all that the student's structure follows from, as JSON data."""
     if table.family is None:
         # The folder is told as well: a factory's file is relative to its recipe.
-        return {"kind": "student", "factory": table.factory, "folder": str(context.recipe.folder)}
+        return {"kind": "student", "factory": table.factory, "folder": str(workshop.recipe.folder)}
     family = family_of(table.family)
     given = dict(table.options)
     complete_options(family, given)  # a typing error is told before anything is run
@@ -88,7 +88,7 @@ def _edit(source: SourceModel, table: StudentTable, context: StepContext) -> dic
         "width": table.width,
         "depth": table.depth,
         "options": given,
-        "seed": context.recipe.training.seed,
+        "seed": workshop.recipe.training.seed,
     }
 
 
@@ -102,7 +102,9 @@ def _spec(plain: Mapping[str, Any]) -> TensorSpec:
 
 def _build(edit: Mapping[str, Any], *, timeout_s: float, log: Path) -> nn.Module:
     if "factory" in edit:
-        return call_factory(edit["factory"], Path(edit["folder"]), timeout_s, log).eval()
+        return call_factory(
+            edit["factory"], Path(edit["folder"]), timeout_s, log, key="student.factory"
+        ).eval()
     return build_student(
         edit["family"],
         tuple(_spec(plain) for plain in edit["inputs"]),
@@ -186,9 +188,9 @@ def _shapes(shapes: list[tuple[int, ...]]) -> str:
     return ", ".join(str(list(shape)) for shape in shapes)
 
 
-def _notes(name: str, table: StudentTable, context: StepContext) -> tuple[str, ...]:
+def _notes(name: str, table: StudentTable, workshop: Workshop) -> tuple[str, ...]:
     """Return what to say of a student that this step does not train."""
-    steps = context.recipe.compress
+    steps = workshop.recipe.compress
     here = next((number for number, step in enumerate(steps) if step is table), -1)
     follows = any(isinstance(step, DistillTable) for step in steps[here + 1 :])
     if table.weights is not None:

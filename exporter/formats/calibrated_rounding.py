@@ -17,7 +17,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from exporter.formats.rounded_weights import Array, ConverterWeight, on_grid, same_rows
+from exporter.arrays import Float32Array
+from exporter.formats.rounded_weights import ConverterWeight, on_grid, same_rows
 from exporter.quantize.integers.rewrite import array_of, constant_matrix, is_matrix_product
 from exporter.recover.methods.moments import Inputs, inputs_of, second_moments
 from exporter.runtimes.worker import read_samples
@@ -31,7 +32,7 @@ MOST_SAMPLES = 64
 class Rounded:
     """New rows by the name that the caller gave each weight, and which of them know the calibration data."""
 
-    rows: Mapping[str, Array]
+    rows: Mapping[str, Float32Array]
     calibrated: frozenset[str]
 
     def note(self) -> str:
@@ -79,7 +80,7 @@ def round_for_converter(
 class Layer:
     """A layer of the float graph: its weight as float32 rows `[N, K]`, and what they are multiplied by."""
 
-    rows: Array
+    rows: Float32Array
     inputs: Inputs
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from calibration.ranges import Range
-from exporter.errors import CalibrationError
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from exporter.arrays import Array
+from exporter.errors import CalibrationError, first_line
+from exporter.runtimes.sessions import refusals
 
 SAMPLES = 2
 """Fingerprints of five numbers on one sample tell tensors apart; a second catches what is constant by chance."""
@@ -172,11 +172,9 @@ def answers_of(session: Any, fetched: list[str], feeds: Mapping[str, Array], pat
     """Return the values `fetched` for one sample, read from `path`; `CalibrationError` if the graph refuses it."""
     try:
         answers: list[Array] = session.run(fetched, dict(feeds)) if fetched else []
-    except Exception as error:
-        # onnxruntime raises classes of its own that share no public base below Exception.
-        line = (str(error).strip().splitlines() or [""])[0][:300]
+    except refusals() as error:
         raise CalibrationError(
-            f"the ONNX graph refused sample {path.name}: {line}",
+            f"the ONNX graph refused sample {path.name}: {first_line(error)}",
             fix="check the names and shapes of the samples",
         ) from error
     return answers

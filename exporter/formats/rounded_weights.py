@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+from exporter.arrays import Float32Array
 
 LIMIT = 7
 """The largest |integer|: both converters leave −8 unused in their symmetric form."""
@@ -26,7 +26,7 @@ _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 _DAMPING = 0.01
 _COLUMNS_AT_ONCE = 128
 _FLOAT16 = 2.0**-11
-_SMALLEST_SCALE = np.float32(2.0**-14)
+_SMALLEST_FLOAT16 = np.float32(2.0**-14)
 """The smallest normal float16: below it 8 bits of mantissa are no longer exact."""
 
 
@@ -38,11 +38,11 @@ class ConverterWeight:
     """
 
     name: str
-    rows: Array
+    rows: Float32Array
     block: int
 
 
-def on_grid(rows: Array, block: int, hessian: NDArray[Any] | None = None) -> Array:
+def on_grid(rows: Float32Array, block: int, hessian: NDArray[Any] | None = None) -> Float32Array:
     """Return `rows` `[N, K]` on a symmetric int4 grid with a scale per `block` columns, as float32.
 
     `hessian` `[K, K]` is the second moment Σ x xᵀ of the inputs that the rows multiply: rounding then minimises the
@@ -51,15 +51,15 @@ def on_grid(rows: Array, block: int, hessian: NDArray[Any] | None = None) -> Arr
     """
     importance = np.ones(rows.shape[1], np.float32) if hessian is None else _importance(hessian)
     scales = np.repeat(_scales(rows, block, importance), block, axis=1)
-    usable = scales >= _SMALLEST_SCALE
-    scales = np.maximum(scales, _SMALLEST_SCALE)
+    usable = scales >= _SMALLEST_FLOAT16
+    scales = np.maximum(scales, _SMALLEST_FLOAT16)
     nearest = np.clip(np.rint(rows / scales), -LIMIT, LIMIT) * scales
     chosen = nearest
     if hessian is not None:
         compensated = _compensated(rows, hessian, scales, block)
         better = _output_error(rows, compensated, hessian) < _output_error(rows, nearest, hessian)
         chosen = np.where(better[:, None], compensated, nearest)
-    settled: Array = np.where(usable, chosen, rows).astype(np.float32)
+    settled: Float32Array = np.where(usable, chosen, rows).astype(np.float32)
     return settled
 
 
@@ -69,7 +69,7 @@ def _importance(hessian: NDArray[Any]) -> NDArray[Any]:
     return diagonal / mean + _DAMPING if mean > 0 else np.ones_like(diagonal)
 
 
-def _scales(rows: Array, block: int, importance: NDArray[Any]) -> Array:
+def _scales(rows: Float32Array, block: int, importance: NDArray[Any]) -> Float32Array:
     """Return the scale `[N, K / block]` of least weighted squared error among clipped ranges, exact in bfloat16."""
     blocks = rows.reshape(len(rows), -1, block)
     weights = importance.reshape(1, -1, block)
@@ -83,25 +83,25 @@ def _scales(rows: Array, block: int, importance: NDArray[Any]) -> Array:
     return best
 
 
-def _storable(scales: NDArray[Any]) -> Array:
+def _storable(scales: NDArray[Any]) -> Float32Array:
     """Return `scales` rounded to bfloat16's 8 bits of mantissa, nearest and ties to even, as float32."""
     pattern = np.ascontiguousarray(scales, np.float32).view(np.uint32)
     rounded = (pattern + np.uint32(0x7FFF) + ((pattern >> 16) & 1)) & np.uint32(0xFFFF0000)
     return rounded.view(np.float32)
 
 
-def _clipped_error(blocks: Array, scale: Array, weights: NDArray[Any]) -> NDArray[Any]:
-    steps = np.maximum(scale, _SMALLEST_SCALE)[..., None]
+def _clipped_error(blocks: Float32Array, scale: Float32Array, weights: NDArray[Any]) -> NDArray[Any]:
+    steps = np.maximum(scale, _SMALLEST_FLOAT16)[..., None]
     error = np.clip(np.rint(blocks / steps), -LIMIT, LIMIT) * steps - blocks
     return np.asarray((np.square(error) * weights).sum(axis=2))
 
 
-def _output_error(rows: Array, chosen: Array, hessian: NDArray[Any]) -> NDArray[Any]:
+def _output_error(rows: Float32Array, chosen: Float32Array, hessian: NDArray[Any]) -> NDArray[Any]:
     difference = (rows - chosen).astype(np.float64)
     return np.asarray(((difference @ hessian) * difference).sum(axis=1))
 
 
-def _compensated(rows: Array, hessian: NDArray[Any], scales: Array, block: int) -> Array:
+def _compensated(rows: Float32Array, hessian: NDArray[Any], scales: Float32Array, block: int) -> Float32Array:
     """Return `rows` rounded column after column, what each loses made good by the columns that follow it.
 
     The largest weight of each block stays at ±7: from it the converter takes the scale.
@@ -125,7 +125,7 @@ def _compensated(rows: Array, hessian: NDArray[Any], scales: Array, block: int) 
     return chosen.astype(np.float32)
 
 
-def _pins(rows: Array, block: int) -> NDArray[np.int8]:
+def _pins(rows: Float32Array, block: int) -> NDArray[np.int8]:
     """Return the sign of the largest weight of every block where it stands, 0 elsewhere."""
     blocks = rows.reshape(len(rows), -1, block)
     places = np.abs(blocks).argmax(axis=2)[..., None]
@@ -145,7 +145,7 @@ def _inverse_factor(hessian: NDArray[Any]) -> NDArray[np.float64]:
     return np.ascontiguousarray(lower.T)
 
 
-def same_rows(weight: Array, candidates: Sequence[Array]) -> int | None:
+def same_rows(weight: Float32Array, candidates: Sequence[Float32Array]) -> int | None:
     """Return which of `candidates` holds the rows of `weight`, up to the rounding of float16; `None` if none does."""
     tolerance = _FLOAT16 * float(np.abs(weight).max(initial=0.0))
     for index, other in enumerate(candidates):

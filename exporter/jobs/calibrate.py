@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import CalibrationError, UnsupportedError, UsageError
+from exporter.jobs.shared.clock import Clock
 from exporter.jobs.shared.host import HostTarget
 from exporter.jobs.shared.statistics import load_statistics
 from exporter.progress import Progress
-from exporter.recipe.planning import Plan, make_plan
+from exporter.recipe.planning import Origin, Plan, make_plan
 from exporter.recipe.recipe import read_recipe, recipe_of
 from exporter.system.files import scratch_folder
 
 if TYPE_CHECKING:
     from calibration.statistics import Statistics
-    from exporter.model.source import SourceModel
+    from exporter.jobs.shared.opening import FloatGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,37 +84,30 @@ def checkpoint_of(out: Path) -> Path:
 def calibrate_file(request: Calibrating, plan: Plan, *, progress: Progress, log: Path) -> Statistics:
     """Write `request.out` and return what is in it; raises any `EdgeError`."""
     from calibration.collect import collect
-    from exporter.model.onnx_write import save_onnx
-    from exporter.model.tidy import tidy
-    from exporter.model.to_onnx import to_onnx
-    from exporter.stages.data import read_data
-    from exporter.stages.load import load
+    from exporter.jobs.shared.opening import float_graph, open_model
 
     _require_folder(request.out)
     checkpoint = checkpoint_of(request.out)
     if not request.resume:
         checkpoint.unlink(missing_ok=True)
+    clock = Clock(progress)
     with scratch_folder("calibrate") as workdir:
-        with progress.step("loading the model"):
-            source = load(_sizeable(plan), log=log)
-            onnx = workdir / "float32.onnx"
-            save_onnx(tidy(to_onnx(source), source.inputs), onnx)
-            tensors = _observable(onnx, source)
-        with progress.step("reading data"):
-            data = read_data(plan, source)
-        # What else is noticed is about evaluation, which does not happen here.
-        for finding in data.findings:
-            if finding.startswith("calibration data"):
-                progress.say(finding)
-        if data.calibration is None:
+        # As `quantize` does: the data says how long the named axes of an ONNX file are.
+        opened = open_model(
+            plan, clock=clock, log=log, axes_from_data=plan.origin is Origin.ONNX, heed=_is_of_calibration
+        )
+        calibration = opened.data.calibration
+        if calibration is None:
             raise CalibrationError(
                 f"{request.model} names no calibration data", fix="add [data] calibration to the recipe"
             )
-        with progress.step("calibrating", _shard_size(len(data.calibration), request.shard)) as advance:
+        graph = float_graph(opened, workdir, clock=clock)
+        tensors = _observable(graph)
+        with clock.stage("calibrating", _shard_size(len(calibration), request.shard)) as advance:
             statistics = collect(
-                onnx,
+                graph.onnx,
                 tensors,
-                data.calibration,
+                calibration,
                 threads=request.threads,
                 progress=lambda done, _total: advance(done),
                 shard=request.shard,
@@ -126,23 +120,20 @@ def calibrate_file(request: Calibrating, plan: Plan, *, progress: Progress, log:
     return statistics
 
 
-def _sizeable(plan: Plan) -> Plan:
-    from exporter.jobs.shared.opening import with_any_axes
-    from exporter.recipe.planning import Origin
-
-    # As `quantize` does: the data says how long the named axes of an ONNX file are.
-    return with_any_axes(plan) if plan.origin is Origin.ONNX else plan
+def _is_of_calibration(finding: str) -> bool:
+    """Whether `finding` is about calibration data: evaluation does not happen here."""
+    return finding.startswith("calibration data")
 
 
-def _observable(onnx: Path, source: SourceModel) -> tuple[str, ...]:
+def _observable(graph: FloatGraph) -> tuple[str, ...]:
     import onnx_ir as ir
 
-    from exporter.jobs.shared.settle import observable
+    from exporter.quantize.regions import observable
 
-    tensors = observable(ir.load(onnx))
+    tensors = observable(ir.load(graph.onnx))
     if not tensors:
         raise UnsupportedError(
-            f"{source.name} has no operator that a static scheme quantises, so nothing needs a range",
+            f"{graph.source.name} has no operator that a static scheme quantises, so nothing needs a range",
             fix="use a dynamic or weight-only scheme: they need no calibration",
         )
     return tensors

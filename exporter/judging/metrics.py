@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from exporter.artifacts import Fidelity
-from exporter.errors import CalibrationError, InputError, said
+from exporter.errors import CalibrationError, InputError
+from exporter.system.user_code import call_guarded
 
 Outputs = Mapping[str, np.ndarray]
 Metric = Callable[[Sequence[Outputs], np.ndarray], float]
@@ -140,18 +141,13 @@ def _last_row(output: Outputs) -> slice:
 
 
 def guard_metric(name: str, metric: Callable[..., object]) -> Metric:
-    """Return the user's `metric` so that whatever goes wrong in it is an `InputError` that names it."""
+    """Return the user's `metric` so that whatever goes wrong in it, or is no finite number, is an `InputError`."""
 
     def score(outputs: Sequence[Outputs], labels: np.ndarray) -> float:
-        try:
-            value = float(metric(outputs, labels))  # type: ignore[arg-type]
-        except (Exception, SystemExit) as error:
-            raise InputError(
-                f"metric {name} failed: {said(error)}",
-                fix="make it return a number from (outputs, labels)",
-            ) from error
+        fix = "make it return a number from (outputs, labels)"
+        value = call_guarded(f"data.metric {name}", lambda: float(metric(outputs, labels)), fix=fix)  # type: ignore[arg-type]
         if not np.isfinite(value):
-            raise InputError(f"metric {name} returned {value}", fix="make it return a finite number")
+            raise InputError(f"data.metric {name} returned {value}", fix="make it return a finite number")
         return value
 
     return score

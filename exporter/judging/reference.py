@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import itertools
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from exporter.arrays import Sample
 from exporter.artifacts import Latency
 from exporter.bundle.golden import GoldenInputs
 from exporter.errors import GateError
 from exporter.judging.metrics import Metric
 from exporter.runtimes.worker import RunRecord, read_samples
-
-Sample = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import TYPE_CHECKING
 
-from exporter.errors import EdgeError, InputError, TimeLimitError, said
-from exporter.system.user_code import import_user_code, user_line
+from exporter.errors import InputError, TimeLimitError
+from exporter.system.user_code import load_callable
 
 if TYPE_CHECKING:
     import torch
@@ -22,57 +21,26 @@ if TYPE_CHECKING:
 _ALARM_AGAIN_SECONDS = 1.0
 
 
-def call_factory(reference: str, folder: Path, timeout_s: float, log: Path) -> torch.nn.Module:
+def call_factory(
+    reference: str, folder: Path, timeout_s: float, log: Path, *, key: str = "model.factory"
+) -> torch.nn.Module:
     """Return the module that the user's `file.py:callable` makes, called without arguments.
 
-    A file is looked for in `folder`, and may import its neighbours; `log` receives what it prints. Raises
+    A file is looked for in `folder`; `log` receives what it prints; `key` is what the recipe calls it. Raises
     `InputError` (10) for a factory that is not there, fails, or returns something else, and `TimeLimitError`
     (16) for one that does not return within `timeout_s` seconds.
     """
     import torch
 
-    try:
-        with quiet(log), _time_limit(timeout_s, f"factory {reference}"), importable(folder):
-            module, attribute = import_user_code(reference, folder)
-            factory = _attribute_of(module, attribute)
-            built = factory() if callable(factory) else None
-    except (EdgeError, MemoryError):
-        raise
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"factory {reference} failed: {said(error)}{user_line(error)}",
-            fix=f"make it return the module when called without arguments; its output is in {log}",
-        ) from error
-    if not callable(factory):
-        names = sorted(
-            name for name, value in vars(module).items() if callable(value) and not name.startswith("_")
-        )
-        raise InputError(
-            f"factory {reference}: no callable {attribute}", fix=f"it has {', '.join(names) or 'none'}"
-        )
+    name = f"{key} {reference}"
+    fix = f"make it return the module when called without arguments; its output is in {log}"
+    with quiet(log), _time_limit(timeout_s, name):
+        built = load_callable(reference, folder, key=key, fix=fix)()
     if not isinstance(built, torch.nn.Module):
         raise InputError(
-            f"factory {reference} returned {type(built).__name__}, not a torch.nn.Module",
-            fix="return the module itself",
+            f"{name} returned {type(built).__name__}, not a torch.nn.Module", fix="return the module itself"
         )
     return built
-
-
-def _attribute_of(module: ModuleType, dotted: str) -> object:
-    try:
-        return operator.attrgetter(dotted)(module)
-    except AttributeError:
-        return None
-
-
-@contextlib.contextmanager
-def importable(folder: Path) -> Iterator[None]:
-    """Let a user's file import its neighbours, after everything that is installed."""
-    sys.path.append(str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
 
 
 @contextlib.contextmanager

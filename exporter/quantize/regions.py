@@ -205,3 +205,8 @@ def activation_values(model: ir.Model, keep: Iterable[str]) -> tuple[str, ...]:
     """Return the names of the values whose ranges a static scheme needs."""
     regions = decide_regions(model, tuple(keep))
     return tuple(name for name in regions.grids if name not in regions.same_grid)
+
+
+def observable(model: ir.Model, keep: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the names of all activations whose range some choice of float layers could ask for."""
+    return tuple(dict.fromkeys([*decide_regions(model, ()).grids, *decide_regions(model, keep).grids]))

@@ -6,8 +6,7 @@ can be known from the recipe, the targets' data and what is installed comes here
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,15 +20,13 @@ from exporter.recipe.compression import DistillTable, PruneTable, QatTable, Stud
 from exporter.recipe.recipe import Recipe
 from exporter.schemes import Method, Scheme
 from exporter.students.catalogue import complete_options, family_of
+from exporter.system.converters.environment import missing_for
+from exporter.system.extras import require_installed
 
 if TYPE_CHECKING:
     from targets.base import Target, TargetOptions
 
 DEFAULT_INTEGER_SCHEME = "static_wi8_ai8"
-_EXTRA_OF_FORMAT: Mapping[Format, tuple[str, tuple[str, ...]]] = {
-    Format.TFLITE: ("litert", ("litert_torch", "ai_edge_quantizer", "ai_edge_litert")),
-    Format.MLPACKAGE: ("coreml", ("coremltools",)),
-}
 
 
 class Origin(StrEnum):
@@ -95,8 +92,18 @@ class Plan:
         return tuple(planned.spec for planned in self.artifacts if target in planned.wanted_by)
 
 
-def make_plan(recipe: Recipe, targets: Mapping[str, Target], *, trust_code: bool = False) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    targets: Mapping[str, Target],
+    *,
+    trust_code: bool = False,
+    formats: Collection[Format] | None = None,
+    only_installed: bool = False,
+) -> Plan:
     """Return the plan of building `recipe` for `targets` (name → target, in order).
+
+    `formats`, if given, are the only ones that are made. With `only_installed`, an artifact whose extra is not
+    installed is refused with that reason, like one that its target cannot run; otherwise it ends the plan.
 
     Raises `RecipeError` for a bad target table, `UnsafeError` for a model file that is code without
     `trust_code`, `UnsupportedError` for an artifact that the target says it cannot run, a missing extra,
@@ -113,7 +120,12 @@ def make_plan(recipe: Recipe, targets: Mapping[str, Target], *, trust_code: bool
     refused: list[Refusal] = []
     for name, target in targets.items():
         for spec in _wanted_specs(target, options[name], recipe):
+            if formats is not None and spec.format not in formats:
+                refused.append(Refusal(name, spec, f"only {', '.join(sorted(formats))} was asked for"))
+                continue
             reason = _refusal(target, options[name], spec, origin)
+            if reason is None and only_installed and (missing := missing_for(spec.format)) is not None:
+                reason = f"{missing.cause}; {missing.fix}"
             if reason:
                 refused.append(Refusal(name, spec, reason))
                 continue
@@ -201,13 +213,8 @@ def _check_plan(plan: Plan) -> None:
             f"nothing can be made: {reasons}", fix="change the scheme, targets or model source"
         )
     for kind in sorted({planned.spec.format for planned in plan.artifacts}):
-        extra, modules = _EXTRA_OF_FORMAT.get(kind, ("", ()))
-        missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        if missing:
-            raise UnsupportedError(
-                f".{kind} files need {', '.join(missing)}, which is not installed",
-                fix=f"run: pip install 'edge-exporter[{extra}]'",
-            )
+        if (missing := missing_for(kind)) is not None:
+            raise missing
     static = next((str(spec) for spec in _uncalibrated(plan)), None)
     if static is not None:
         raise CalibrationError(
@@ -229,7 +236,7 @@ def _uncalibrated(plan: Plan) -> Iterator[ArtifactSpec]:
 
 
 def _check_compression(plan: Plan) -> None:
-    """Refuse orders of steps that undo each other, and trainings without data."""
+    """Refuse orders of steps that undo each other, trainings without data, and what nothing installed can do."""
     recipe = plan.recipe
     if recipe.compress and plan.origin is not Origin.FACTORY:
         raise UnsupportedError(
@@ -239,6 +246,10 @@ def _check_compression(plan: Plan) -> None:
     for number, step in enumerate(recipe.compress):
         where = f"compress.{number} ({step.method})"
         training = training_of(step, recipe.training)
+        if isinstance(step, PruneTable):
+            require_installed(where, ("torch_pruning",), extra="compress")
+        if training is not None:
+            require_installed(where, ("accelerate",), extra="compress")
         if training is not None and recipe.data.training is None:
             stay = "" if isinstance(step, DistillTable | QatTable) else ", or train = false in the step"
             raise CalibrationError(

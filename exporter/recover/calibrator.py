@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from exporter.errors import CalibrationError
 from exporter.model.onnx_write import save_onnx
+from exporter.quantize.ranges import choose_ranges
+from exporter.quantize.regions import observable
 
 if TYPE_CHECKING:
     from calibration.dataset import Dataset
@@ -20,26 +22,10 @@ REMEMBERED = 3
 """Graphs whose statistics are kept: a rung that did not help is followed by one that stands on an older graph."""
 
 
-class ChooseRanges(Protocol):
-    """`exporter.quantize.ranges.choose_ranges`."""
-
-    def __call__(
-        self,
-        model: ir.Model,
-        statistics: Statistics,
-        rule: str,
-        keep: Sequence[str],
-        settled: Mapping[str, tuple[float, float]],
-    ) -> dict[str, tuple[float, float]]:
-        """Return a range for every activation that a static scheme needs one for."""
-        ...
-
-
 class Calibrator:
     """Runs the calibration set through a graph when it is first asked about, and remembers the last few graphs.
 
-    `wanted(model, keep)` names the activations to observe, `same_grid(model, keep)` those that take another's range.
-    `given` are statistics of the first graph that were collected before.
+    `trained` are ranges that training has settled, by tensor; `collecting` is told how many samples were seen.
     """
 
     def __init__(
@@ -47,13 +33,10 @@ class Calibrator:
         dataset: Dataset | None,
         folder: Path,
         *,
-        wanted: Callable[[ir.Model, Sequence[str]], tuple[str, ...]],
-        choose: ChooseRanges,
-        settled: Mapping[str, tuple[float, float]],
+        trained: Mapping[str, tuple[float, float]],
         collecting: Callable[[int], None],
     ) -> None:
-        self._dataset, self._folder, self._wanted, self._choose = dataset, folder, wanted, choose
-        self._settled, self._collecting = settled, collecting
+        self._dataset, self._folder, self._trained, self._collecting = dataset, folder, trained, collecting
         self._seen: list[tuple[ir.Model, Statistics]] = []
         self._first: Statistics | None = None
 
@@ -83,7 +66,7 @@ class Calibrator:
         files = save_onnx(model, path)
         statistics = collect(
             path,
-            self._wanted(model, keep),
+            observable(model, keep),
             self._dataset,
             progress=lambda done, _total: self._collecting(done),
         )
@@ -94,4 +77,4 @@ class Calibrator:
 
     def encode(self, model: ir.Model, keep: Sequence[str], rule: str) -> dict[str, tuple[float, float]]:
         """Return the range by `rule` of every activation that a static scheme puts on a grid under `keep`."""
-        return self._choose(model, self.statistics_of(model, ()), rule, keep, self._settled)
+        return choose_ranges(model, self.statistics_of(model, ()), rule, keep, self._trained)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
+from exporter.arrays import Sample
 from exporter.artifacts import Drop
 from exporter.errors import RecipeError
 from exporter.judging.drops import drop_by_metric, drop_of_agreement
-from exporter.judging.metrics import Metric, compare_outputs, same_class
+from exporter.judging.metrics import compare_outputs, same_class
+from exporter.judging.scoring import Judging
 from exporter.model.onnx_write import forget_inner_shapes, save_onnx
 from exporter.runtimes.onnxruntime_cpu import OnnxModel
 from exporter.runtimes.worker import read_samples, write_sample
-
-Sample = Mapping[str, np.ndarray]
 
 PROBE_SAMPLES = 16
 """Samples that rank layers: decibels need fewer than points do."""
@@ -36,44 +36,57 @@ class Verdict:
 class Judge:
     """Scores candidates in this process under onnxruntime's default optimisation, as an app would load them.
 
-    The float model runs once; its answers wait on disk. `metric` with `labels`, else agreement with the float model.
+    The float model runs once, when it is first asked about; its answers wait on disk. `judging` with a metric and labels
+    scores, else agreement with the float model.
     `baseline` is the score of the model that drops are counted from, if that is not the float model given.
     """
 
     def __init__(
         self,
         onnx: Path,
-        samples: Iterable[Sample],
+        judging: Judging,
         folder: Path,
         *,
-        metric_name: str | None,
-        metric: Metric | None,
-        labels: np.ndarray | None,
         baseline: float | None = None,
     ) -> None:
-        self._samples, self._folder, self._labels = samples, folder, labels
-        self._metric = metric if labels is not None else None
-        self.metric_name = metric_name or "metric" if self._metric is not None else "agreement"
-        self._answers = folder / "float"
-        self._answers.mkdir(parents=True, exist_ok=True)
-        model = OnnxModel(onnx, threads=0)
-        self.count = 0
-        for number, sample in enumerate(samples):
-            write_sample(self._answers, number, model.run(sample))
-            self.count = number + 1
-        self.reference = self._score()
-        self._offset = (
-            0.0 if baseline is None or self.reference is None else 100 * (baseline - self.reference)
-        )
+        self._onnx, self._judging, self._folder, self._baseline = onnx, judging, folder, baseline
+        self.metric_name = judging.metric_name or "metric" if judging.scores else "agreement"
+
+    @cached_property
+    def _answers(self) -> Path:
+        """Where the float model's answers wait: it runs when the first verdict is asked for."""
+        answers = self._folder / "float"
+        answers.mkdir(parents=True, exist_ok=True)
+        model = OnnxModel(self._onnx, threads=0)
+        for number, sample in enumerate(self._judging.samples):
+            write_sample(answers, number, model.run(sample))
+        return answers
+
+    @cached_property
+    def count(self) -> int:
+        """How many samples judge."""
+        return sum(1 for _ in self._answers.iterdir())
+
+    @cached_property
+    def reference(self) -> float | None:
+        """The float model's own score; `None` without a metric."""
+        return self._judging.score(list(read_samples(self._answers))) if self._judging.scores else None
+
+    @property
+    def _offset(self) -> float:
+        if self._baseline is None or self.reference is None:
+            return 0.0
+        return 100 * (self._baseline - self.reference)
 
     def judge(self, quantized: ir.Model) -> Verdict:
         """Return what `quantized` costs on every sample."""
-        answers = list(self._run(quantized)) if self._metric is not None else []
-        if self._metric is not None and self._labels is not None:
+        metric, labels = self._judging.metric, self._judging.labels
+        if metric is not None and labels is not None:
+            answers = list(self._run(quantized))
             reference = list(read_samples(self._answers))
-            drop = drop_by_metric(self._metric, self._labels, reference, answers).plus(self._offset)
+            drop = drop_by_metric(metric, labels, reference, answers).plus(self._offset)
             sqnr = compare_outputs(reference, answers).sqnr_db
-            return Verdict(drop, sqnr, self._metric(answers, self._labels))
+            return Verdict(drop, sqnr, metric(answers, labels))
         verdicts: list[list[bool]] = []
 
         def noted() -> Iterator[Sample]:
@@ -98,24 +111,20 @@ class Judge:
     def require_metric(self) -> None:
         """Raise `RecipeError` unless a drop can be measured at all."""
         first = next(read_samples(self._answers))
-        if self._metric is None and not same_class(first, first):
+        if not self._judging.scores and not same_class(first, first):
             raise RecipeError(
                 "quantize.max_drop needs a metric: there are no labels, and the model's first output has no classes "
                 "whose agreement could be counted",
                 fix="add labels and a metric to [data], or use gates.min_sqnr_db instead of max_drop",
             )
 
-    def _score(self) -> float | None:
-        if self._metric is None or self._labels is None:
-            return None
-        return self._metric(list(read_samples(self._answers)), self._labels)
-
     def _run(self, quantized: ir.Model) -> Iterator[Sample]:
+        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / "candidate.onnx"
         # In their own folder's scratch: weights of the last candidate would otherwise stay beside this one.
         for old in self._folder.glob("candidate.onnx*"):
             old.unlink()
         save_onnx(forget_inner_shapes(quantized.clone()), path)
         model = OnnxModel(path, threads=0)
-        for sample in self._samples:
+        for sample in self._judging.samples:
             yield model.run(sample)

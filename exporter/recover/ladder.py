@@ -10,47 +10,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
-
-import onnx_ir as ir
+from typing import Any
 
 from exporter.artifacts import Drop, Recovery, Rung, to_plain
 from exporter.errors import EdgeError, GateError, UnsupportedError
 from exporter.progress import Progress
+from exporter.recover.candidates import MEASURED, SIGNIFICANT, Candidates
 from exporter.recover.judge import Judge, Verdict
 from exporter.recover.methods.base import Candidate, Workbench
 from exporter.recover.rungs import Step
 from exporter.recover.smallest import smallest_passing
 from exporter.schemes import Method, Scheme
 
-MEASURED, SIGNIFICANT = "measured", "significant"
 TOLERATED_DECIBELS = 0.5
 """A rung may lose this much signal if it wins points: points are coarse on small sets, decibels are not."""
 NAMED_LAYERS = 5
-
-
-class Candidates(Protocol):
-    """How candidates begin and which of their operators can be spared."""
-
-    def start(self, rule: str) -> Candidate:
-        """Return the graph as given, with ranges (and weights) chosen by `rule`."""
-        ...
-
-    def refreshed(self, candidate: Candidate, before: Candidate, rule: str) -> Candidate:
-        """Return `candidate` without encodings of weights that have changed since `before`."""
-        ...
-
-    def ranges(self, model: ir.Model, keep: Sequence[str], rule: str) -> dict[str, tuple[float, float]]:
-        """Return the range by `rule` of every activation on a grid; empty for schemes without ranges."""
-        ...
-
-    def spareable(self, candidate: Candidate) -> tuple[str, ...]:
-        """Return the names of the operators whose weights or products are quantised, in graph order."""
-        ...
-
-    def keeping(self, candidate: Candidate, names: Sequence[str], rule: str) -> Candidate:
-        """Return `candidate` with the operators `names` in float."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,11 @@ from exporter.registry.documents import (
     now,
     read_release,
 )
-from exporter.registry.publishing import views_of
 from exporter.registry.pulling import papers_of
 from exporter.registry.reading import READERS, read_checked_index
 from exporter.registry.stores.base import Store
 from exporter.registry.trust import require_not_older
+from exporter.registry.views import views_of
 from exporter.system.files import digest
 
 Tick = Callable[[int], None]
@@ -132,7 +132,7 @@ def _release(store: Store, path: str, entry: FileEntry, index: Index) -> Release
     release = read_release(content, f"{store.url}/{path}")
     if index.releases.get(release.name, {}).get(release.version, {}).get(release.target) != entry:
         raise IntegrityError(
-            f"{store.url}/{path} is the release of {release.name} {release.version} for {release.target}",
+            f"{store.url}/{path} is the release of {release.title}",
             fix="the registry mixes releases: publish again",
         )
     return release
@@ -163,9 +163,8 @@ def _hash_all(store: Store, expected: Mapping[str, FileEntry], advance: Advance)
             for task in tasks:
                 done += task.result()
                 advance(done)
-        except BaseException:
+        finally:  # one that failed takes those along that have not begun
             pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _hash(store: Store, path: str, entry: FileEntry) -> int:

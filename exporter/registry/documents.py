@@ -74,6 +74,16 @@ class Release(_Document):
     packages: tuple[PackageEntry, ...]
     files: Mapping[str, FileEntry]
 
+    @property
+    def path(self) -> str:
+        """Where this document lies in a registry."""
+        return release_path(self.name, self.version, self.target)
+
+    @property
+    def title(self) -> str:
+        """What people call it: `NAME VERSION for TARGET`."""
+        return f"{self.name} {self.version} for {self.target}"
+
     def published(self) -> Iterator[Published]:
         """Yield the packages with the digests of their files, as a view takes them."""
         for entry in self.packages:

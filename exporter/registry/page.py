@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from html import escape
 
-from exporter.registry.documents import Release, release_path
+from exporter.registry.documents import Release
 from exporter.registry.versions import newest_first
 
 PAGE = "index.html"
@@ -59,7 +59,7 @@ def _model(name: str, versions: dict[str, list[Release]]) -> str:
     rows = [
         f"<tr><td>{escape(version)}</td><td>{escape(release.target)}</td>"
         f'<td class="number">{_size(release)}</td>'
-        f'<td><a href="{escape(release_path(name, version, release.target))}">every file and its SHA-256</a></td></tr>'
+        f'<td><a href="{escape(release.path)}">every file and its SHA-256</a></td></tr>'
         for version in order
         for release in sorted(versions[version], key=lambda item: item.target)
     ]

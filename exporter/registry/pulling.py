@@ -193,9 +193,8 @@ def _fetch_all(store: Store, wanted: Mapping[str, int], cache: Path, progress: P
             for task in tasks:
                 fetched += task.result()
                 advance(fetched)
-        except BaseException:
+        finally:  # one that failed takes those along that have not begun
             pool.shutdown(cancel_futures=True)
-            raise
     return fetched
 
 

@@ -20,7 +20,6 @@ from exporter.registry.documents import (
     now,
     read_index,
     read_release,
-    release_path,
 )
 from exporter.registry.stores.base import Store, missing
 from exporter.registry.trust import require_not_older
@@ -42,9 +41,9 @@ class Registry:
         """Return a release, checked against the index and, where keys are demanded, its signature."""
         where = f"{self.store.url}/{entry.path}"
         release = read_release(release_content(self.store, entry, self.keys), where)
-        if entry.path != release_path(release.name, release.version, release.target):
+        if entry.path != release.path:
             raise IntegrityError(
-                f"{where} is the release of {release.name} {release.version} for {release.target}",
+                f"{where} is the release of {release.title}",
                 fix="the registry mixes releases: do not use it; ask who keeps it",
             )
         return release

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from exporter.arrays import Array
 from exporter.artifacts import TensorSpec
 from exporter.errors import InputError, UnsupportedError, first_line
 from exporter.system import files
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 RUNTIME_NAME = "litert-xnnpack"
 _FILE_IDENTIFIER = b"TFL3"

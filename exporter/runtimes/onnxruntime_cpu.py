@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from exporter.artifacts import TensorSpec
-from exporter.errors import InputError
-from exporter.runtimes.sessions import open_session
+from exporter.errors import InputError, first_line
+from exporter.runtimes.sessions import open_session, refusals
 
 RUNTIME_NAME = "onnxruntime-cpu"
 
@@ -42,11 +42,9 @@ class OnnxModel:
         self.version = str(ort.__version__)
         try:
             self._session = open_session(str(path), options)
-        except Exception as error:
-            # onnxruntime raises classes of its own that share no public base below Exception.
-            line = (str(error).strip().splitlines() or [""])[0][:300]
+        except refusals() as error:
             raise InputError(
-                f"onnxruntime {ort.__version__} cannot load {path}: {line}", fix="rebuild it"
+                f"onnxruntime {ort.__version__} cannot load {path}: {first_line(error)}", fix="rebuild it"
             ) from error
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
@@ -56,10 +54,10 @@ class OnnxModel:
         wanted = {spec.name: feeds[spec.name] for spec in self.inputs if spec.name in feeds}
         try:
             results = self._session.run(None, wanted)
-        except Exception as error:
-            line = (str(error).strip().splitlines() or [""])[0][:300]
+        except refusals() as error:
             raise InputError(
-                f"onnxruntime refused to run the model: {line}", fix="check names, shapes and dtypes"
+                f"onnxruntime refused to run the model: {first_line(error)}",
+                fix="check names, shapes and dtypes",
             ) from error
         return {spec.name: np.asarray(result) for spec, result in zip(self.outputs, results, strict=True)}
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from exporter.errors import InputError
+from exporter.errors import InputError, first_line
+from exporter.runtimes.sessions import refusals
 from exporter.system.files import scratch_folder
 
 INTEGER_KERNELS = frozenset(
@@ -46,11 +47,10 @@ def executed_operators(path: Path) -> dict[str, int]:
         )
         try:
             onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            # onnxruntime raises classes of its own that share no public base below Exception.
-            line = (str(error).strip().splitlines() or [""])[0][:300]
+        except refusals() as error:
             raise InputError(
-                f"onnxruntime {onnxruntime.__version__} cannot load {path}: {line}", fix="rebuild it"
+                f"onnxruntime {onnxruntime.__version__} cannot load {path}: {first_line(error)}",
+                fix="rebuild it",
             ) from error
         graph = onnx.load(folder / "optimized.onnx", load_external_data=False).graph
     counts = Counter(node.op_type for node in graph.node)

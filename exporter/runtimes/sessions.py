@@ -31,14 +31,25 @@ def open_session(model: str | bytes, options: Any) -> Any:
     options.add_session_config_entry(_WIDE_SUMS, "1")
     try:
         return ort.InferenceSession(model, options, providers=providers)
-    except Exception as error:
-        # Its classes share no public base below Exception; the message is all that tells this refusal from others.
+    except refusals() as error:
+        # The message is all that tells this refusal from others.
         if "AddInitializedOrtValue" not in str(error):
             raise
     options.log_severity_level = severity
     options.add_session_config_entry(_WIDE_SUMS, "0")
     options.add_session_config_entry(_KEEP_SIGNED, "1")
     return ort.InferenceSession(model, options, providers=providers)
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """Return what onnxruntime raises for a model or a sample that it does not take.
+
+    Its own classes share no base below `Exception`; Python's come from its wrapper, and from what C++ throws below it.
+    """
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    return (*own, RuntimeError, ValueError, TypeError, IndexError, OverflowError)
 
 
 @functools.cache

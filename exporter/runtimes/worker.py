@@ -6,7 +6,6 @@ ever holds more than one sample.
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -153,11 +152,3 @@ def read_samples(folder: Path) -> Iterator[dict[str, np.ndarray]]:
     for path in sorted(folder.glob("*.npz")):
         with np.load(path, allow_pickle=False) as arrays:
             yield {name: arrays[name] for name in arrays.files}
-
-
-def installed_version(distribution: str) -> str:
-    """Return the version of an installed distribution, or "absent"."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"

@@ -7,26 +7,25 @@ judges it on the data that chooses, and bundles nothing.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
-from exporter.artifacts import Artifact, ArtifactSpec, Coverage, Format, ModelFigures, Shapes
-from exporter.compress.steps import Workshop, compress
-from exporter.errors import EdgeError, GateError, InputError, said
-from exporter.formats.base import ProduceRequest
-from exporter.formats.producers import produce
+from exporter.artifacts import Artifact, ArtifactSpec, Coverage, Format, Shapes
+from exporter.compress.base import Workshop
+from exporter.compress.steps import compress
+from exporter.errors import GateError, InputError
+from exporter.jobs.shared.clock import Clock
 from exporter.jobs.shared.host import HostTarget
+from exporter.jobs.shared.making import make_artifacts
+from exporter.jobs.shared.opening import FloatGraph
 from exporter.jobs.shared.settle import settle_all
 from exporter.judging.metrics import Metric, compare_outputs
-from exporter.model.graph import node_macs, parameter_count
+from exporter.model.capture import save_program
 from exporter.model.source import SourceModel
 from exporter.progress import Progress, Silence
-from exporter.quantize.regions import decide_regions
 from exporter.recipe.compression import DistillTable, PruneTable, QatTable, training_of
 from exporter.recipe.planning import Plan, make_plan
 from exporter.recipe.recipe import Recipe
@@ -35,12 +34,13 @@ from exporter.runtimes.onnxruntime_cpu import OnnxModel
 from exporter.runtimes.race import race
 from exporter.runtimes.worker import read_samples, run_artifact, write_sample
 from exporter.schemes import Scheme
+from exporter.search.metering import Exports, TrialMeter, files_of
 from exporter.search.trial import Report, TrialFigures
 from exporter.stages.data import BuildData, read_data
 from exporter.stages.load import load
-from exporter.stages.measure import deflated_bytes, export, measure
+from exporter.stages.measure import deflated_bytes
 from exporter.system.files import size_bytes
-from exporter.system.user_code import import_user_code, user_line
+from exporter.system.user_code import load_callable
 from targets.base import Target
 
 ON_THE_TEST_SET = (
@@ -87,13 +87,12 @@ class PipelineEvaluation:
             self._data = read_data(plan, self._source)
         for finding in (*self._data.findings, *(() if recipe.data.validation else (ON_THE_TEST_SET,))):
             progress.say(finding)
-        self._measure_artifact = _user_measure(table, recipe.folder)
+        self._measure_artifact = user_measure(table, recipe.folder)
         self._references: list[Mapping[str, np.ndarray]] | None = None
-        self._figures_as_loaded: ModelFigures | None = None
-        self._exported: tuple[SourceModel, Path] | None = None
         self._original_ms: float | None = None
         self._scratch = scratch
-        self._original_onnx = export(self._source, scratch / "original.onnx")
+        self._exports = Exports(self._source, scratch / "original.onnx")
+        self._meters = {timed: TrialMeter(self._exports, timed) for timed in (False, True)}
 
     @property
     def metric_name(self) -> str | None:
@@ -102,9 +101,9 @@ class PipelineEvaluation:
 
     def original(self, folder: Path) -> TrialFigures:
         """Return the figures of the model as it was loaded, in float."""
-        onnx = self._original_onnx
+        onnx = self._exports.original
         spec = ArtifactSpec(Format.ONNX, Scheme.parse("float32"))
-        artifact = Artifact(spec, onnx, sum(map(size_bytes, _files_of(onnx))), "", (), (), Coverage(()))
+        artifact = Artifact(spec, onnx, sum(map(size_bytes, files_of(onnx))), "", (), (), Coverage(()))
         return self._figures(artifact, onnx, folder, judged=True)
 
     def compare_with(self, original: TrialFigures) -> None:
@@ -120,7 +119,7 @@ class PipelineEvaluation:
             return None
         plan = plan_of(_untrained(recipe), self._table)
         source = self._compressed(plan, self._data, folder, Silence())
-        onnx = self._export(source, folder / "float32.onnx")
+        onnx = self._exports.of(source, folder / "float32.onnx")
         return self._figures(self._artifact(plan, source, onnx, folder), onnx, folder, judged=False)
 
     def _may_save_training(self, recipe: Recipe) -> bool:
@@ -136,7 +135,7 @@ class PipelineEvaluation:
         """Return the figures of the variant's artifact, with its metric on the data that chooses."""
         plan = plan_of(recipe, self._table)
         source = self._compressed(plan, _overheard(self._data, report), folder, self._progress)
-        onnx = self._export(source, folder / "float32.onnx")
+        onnx = self._exports.of(source, folder / "float32.onnx")
         with self._progress.step("making and measuring the artifact"):
             return self._figures(self._artifact(plan, source, onnx, folder), onnx, folder, judged=True)
 
@@ -149,97 +148,39 @@ class PipelineEvaluation:
             isinstance(step, PruneTable) and step.latency_ms is not None for step in plan.recipe.compress
         )
         workshop = Workshop(
+            original=self._source,
             recipe=plan.recipe,
             training=data.training,
             calibration=data.calibration,
             folder=folder / "steps",
-            resume=False,
             progress=progress,
-            measure=functools.partial(self._measure, timed=timed),
-            race=_no_race,
-            export=export,
-            decide_regions=decide_regions,
+            meter=self._meters[timed],
         )
-        return compress(self._source, workshop).source
-
-    def _export(self, source: SourceModel, path: Path) -> Path:
-        """Return the tidy float graph of `source`: as measured a moment ago, or written to `path`."""
-        if source is self._source:
-            return self._original_onnx
-        if self._exported is None or self._exported[0] is not source or not self._exported[1].exists():
-            self._exported = (source, export(source, path))
-        return self._exported[1]
-
-    def _measure(self, source: SourceModel, folder: Path, *, timed: bool) -> ModelFigures:
-        """Return figures without a score, and without a latency unless a step is to reach one.
-
-        Those of the model as loaded, which every trial asks for, are measured once.
-        """
-        if source is self._source and self._figures_as_loaded is not None:
-            return self._figures_as_loaded
-        if timed:
-            figures = measure(source, folder)
-        else:
-            size, download, macs, parameters = self._file_figures(
-                self._export(source, folder / "measured.onnx")
-            )
-            figures = ModelFigures(parameters, macs, size, download, 0.0, None, None, None)
-        if source is self._source:
-            self._figures_as_loaded = figures
-        return figures
-
-    def _file_figures(self, onnx: Path) -> tuple[int, int, int, int]:
-        """Return bytes, bytes after deflate, MACs and parameters of a float graph."""
-        graph, files = ir.load(onnx), _files_of(onnx)
-        macs = sum(node_macs(graph, self._source.axes).values())
-        return sum(map(size_bytes, files)), sum(map(deflated_bytes, files)), macs, parameter_count(graph)
+        return compress(workshop).source
 
     def _artifact(self, plan: Plan, source: SourceModel, onnx: Path, folder: Path) -> Artifact:
-        from exporter.model.capture import save_program
-
-        spec = plan.artifacts[0].spec
-        places = {name: folder / name for name in ("models", "samples", "work")}
-        for place in places.values():
-            place.mkdir(parents=True, exist_ok=True)
-        calibrated = spec.scheme.needs_calibration and self._data.calibration is not None
-        if calibrated and self._data.calibration is not None and spec.format.needs_torch:
-            for number, sample in enumerate(self._data.calibration):
-                write_sample(places["samples"], number, sample)
-        settled, _ = settle_all(
-            plan, source, onnx, self._data, folder / "recovery", Silence(), lambda _done: None, climbs=False
-        )
-        request = ProduceRequest(
-            spec=spec,
-            model_name=source.name,
-            onnx=settled[spec.scheme].onnx,
-            program=save_program(source, folder / "program.pt2") if spec.format.needs_torch else None,
-            inputs=source.inputs,
-            outputs=OnnxModel(onnx).outputs,
-            axes=source.axes,
-            samples=places["samples"] if calibrated else None,
-            rule=plan.recipe.quantize.rule,
-            destination=places["models"],
-            workdir=places["work"],
-            encodings=settled[spec.scheme].encodings,
-        )
-        return produce(request)
+        program = save_program(source, folder / "program.pt2") if plan.needs_program else None
+        graph = FloatGraph(plan, source, self._data, onnx, program)
+        settling = settle_all(graph, folder / "recovery", progress=Silence(), climbs=False)
+        made = make_artifacts(graph, settling, folder, clock=Clock(Silence()), metadata={})
+        return made[plan.artifacts[0].spec]
 
     def _figures(self, artifact: Artifact, onnx: Path, folder: Path, *, judged: bool) -> TrialFigures:
         """Run the artifact and return what it measures; `judged` says whether its answers mean anything yet."""
-        _, _, macs, parameters = self._file_figures(onnx)
+        graph = self._exports.figures(onnx)
         return TrialFigures(
             size_bytes=artifact.size_bytes,
             download_bytes=sum(deflated_bytes(path) for path in (artifact.path, *artifact.companions)),
             latency_ms=self._latency_ms(artifact, folder),
-            macs=macs,
-            parameters=parameters,
+            macs=graph.macs,
+            parameters=graph.parameters,
             metric=self._score(self._answers(artifact, folder)) if judged else None,
             device=self._measure_artifact(artifact.path) if judged and self._measure_artifact else {},
         )
 
     def _latency_ms(self, artifact: Artifact, folder: Path) -> float:
         """Return the median of single inferences, one thread, timed in turns with the original's."""
-        entrants = [(self._original_onnx, Format.ONNX), (artifact.path, artifact.spec.format)]
+        entrants = [(self._exports.original, Format.ONNX), (artifact.path, artifact.spec.format)]
         original_ms, own_ms = race(entrants, [self._source.example] * 2, folder)
         return own_ms if self._original_ms is None else own_ms * self._original_ms / original_ms
 
@@ -263,18 +204,9 @@ class PipelineEvaluation:
     def _original_answers(self) -> list[Mapping[str, np.ndarray]]:
         """Return what the model as loaded answers to every sample, under the names its export gives."""
         if self._references is None:
-            model = OnnxModel(self._original_onnx)
+            model = OnnxModel(self._exports.original)
             self._references = [model.run(sample) for sample in self._data.samples]
         return self._references
-
-
-def _files_of(onnx: Path) -> list[Path]:
-    return [onnx, *onnx.parent.glob(f"{onnx.name}.data")]
-
-
-def _no_race(paths: Sequence[Path], source: SourceModel, folder: Path) -> list[float]:  # noqa: ARG001
-    """Return that nothing was timed: a search times the artifact, once, and not every step on the way to it."""
-    return [math.nan] * len(paths)
 
 
 def _named(answer: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -314,29 +246,19 @@ def _overheard(data: BuildData, report: Report) -> BuildData:
     return dataclasses.replace(data, training=dataclasses.replace(training, metric=told))
 
 
-def _user_measure(table: TuneTable, folder: Path) -> Callable[[Path], dict[str, float]] | None:
+def user_measure(table: TuneTable, folder: Path) -> Callable[[Path], dict[str, float]] | None:
     """Return the user's `measure`, so that whatever goes wrong in it is an `InputError` that names it."""
     if table.measure is None:
         return None
     reference = table.measure
-    module, attribute = import_user_code(reference, folder)
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        raise InputError(
-            f"tune.measure {reference}: no callable of that name",
-            fix="define measure(path) -> dict of floats",
-        )
+    fix = "make it take the artifact's path and return a dict of floats"
+    measure = load_callable(reference, folder, key="tune.measure", fix=fix)
+
+    def as_floats(path: Path) -> dict[str, float]:
+        return {str(name): float(value) for name, value in dict(measure.function(path)).items()}
 
     def measured(path: Path) -> dict[str, float]:
-        try:
-            figures = {str(name): float(value) for name, value in dict(function(path)).items()}
-        except EdgeError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise InputError(
-                f"tune.measure {reference} failed: {said(error)}{user_line(error)}",
-                fix="make it take the artifact's path and return a dict of floats",
-            ) from error
+        figures = measure.guard(as_floats, path)
         for name, value in figures.items():
             if not math.isfinite(value):
                 raise InputError(

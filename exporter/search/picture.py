@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from exporter.search.points import Outcome, Point
+from exporter.search.points import Findings, Outcome, Point
 from exporter.search.trial import Goal, TrialFigures
-
-if TYPE_CHECKING:
-    from exporter.search.results import Findings
 
 _BLUE, _ORANGE, _GREEN, _GREY, _INK = "#0072B2", "#D55E00", "#009E73", "#9AA0A6", "#2B2F33"
 _PANEL_INCHES = (6.4, 4.6)

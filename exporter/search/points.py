@@ -49,6 +49,22 @@ class Point:
         return self.outcome is Outcome.COMPLETE and not self.broken
 
 
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """A study as it stands: all its points, the front, and the chosen one with the reason."""
+
+    study: str
+    storage: str
+    model: str
+    goals: tuple[Goal, ...]
+    limits: ConstraintsTable
+    original: TrialFigures | None
+    points: tuple[Point, ...]
+    front: tuple[Point, ...]
+    chosen: Point
+    why: str
+
+
 def front(points: Sequence[Point], goals: Sequence[Goal]) -> tuple[Point, ...]:
     """Return the Pareto front: candidates that no other one equals or beats in everything, in order of the first goal.
 

@@ -13,30 +13,13 @@ from exporter import __version__
 from exporter.artifacts import to_plain
 from exporter.errors import InternalError
 from exporter.recipe.recipe import read_recipe
-from exporter.recipe.tune import ConstraintsTable
-from exporter.search.points import Point
+from exporter.search.picture import draw_front
+from exporter.search.points import Findings
 from exporter.search.rewrite import moved_references, rewritten
 from exporter.search.space import Space, set_at
-from exporter.search.trial import Goal, TrialFigures
 from exporter.system.files import disk_errors, write_bytes, write_json
 
 STUDY_SCHEMA = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """A study as it stands: all its points, the front, and the chosen one with the reason."""
-
-    study: str
-    storage: str
-    model: str
-    goals: tuple[Goal, ...]
-    limits: ConstraintsTable
-    original: TrialFigures | None
-    points: tuple[Point, ...]
-    front: tuple[Point, ...]
-    chosen: Point
-    why: str
 
 
 def document(findings: Findings) -> dict[str, Any]:
@@ -65,8 +48,6 @@ def document(findings: Findings) -> dict[str, Any]:
 
 def write_study(findings: Findings, folder: Path) -> tuple[Path, ...]:
     """Write `study.json`, `front.png` and `front.svg` into `folder` and return their paths."""
-    from exporter.search.picture import draw_front
-
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "study.json", document(findings))

@@ -14,10 +14,11 @@ from exporter.progress import Progress
 from exporter.recipe.recipe import Recipe, read_recipe
 from exporter.recipe.tune import TuneTable
 from exporter.search.addresses import masked
-from exporter.search.points import choose, front
-from exporter.search.results import Findings, TunedRecipe, write_study, write_tuned
+from exporter.search.points import Findings, choose, front
+from exporter.search.results import TunedRecipe, write_study, write_tuned
 from exporter.search.space import Space, make_space, read_tables
 from exporter.search.trial import Evaluate, TrialFigures, goals_of
+from exporter.system.extras import require_installed
 from exporter.system.files import disk_errors, scratch_folder
 
 if TYPE_CHECKING:
@@ -50,10 +51,15 @@ class Question:
 
 
 def read_question(path: Path) -> Question:
-    """Return what the recipe at `path` asks; `RecipeError` (2) for one without `[tune]` or with a bad space."""
+    """Return what the recipe at `path` asks; `RecipeError` (2) for one without `[tune]` or with a bad space.
+
+    Raises `UnsupportedError` (12) where the libraries of searches are not installed.
+    """
     recipe = read_recipe(path)
     if recipe.tune is None:
         raise RecipeError(f"{path} has no [tune], so there is nothing to search", fix=EXAMPLE)
+    # All of them now: the picture comes last, after hours of trials.
+    require_installed("tune", ("optuna", "matplotlib"), extra="search")
     tables = read_tables(path)
     if recipe.tune.architecture is None:
         space = make_space(tables, recipe.folder, recipe.tune.space)

@@ -12,9 +12,10 @@ import numpy as np
 
 from exporter.errors import CalibrationError, RecipeError
 from exporter.judging.metrics import METRICS, Metric, guard_metric
+from exporter.judging.scoring import Judging
 from exporter.model.source import SourceModel
 from exporter.recipe.planning import Plan
-from exporter.system.user_code import import_user_code
+from exporter.system.user_code import load_callable
 
 if TYPE_CHECKING:
     from calibration.dataset import Dataset
@@ -44,12 +45,18 @@ class BuildData:
     findings: tuple[str, ...]
     training: TrainingData | None = None
 
+    @property
+    def judging(self) -> Judging:
+        """What judges every artifact of the build."""
+        return Judging(self.samples, self.labels, self.metric_name, self.metric)
+
 
 def read_data(plan: Plan, source: SourceModel) -> BuildData:
     """Return the data that the recipe names, opened and checked.
 
     Raises what `calibration.sources` and `calibration.checks` raise, `CalibrationError` (13) when calibration
-    and evaluation were not prepared alike, and `RecipeError` for a metric that does not exist.
+    and evaluation were not prepared alike, `RecipeError` for a metric that no name of ours or reference is,
+    and `InputError` (10) for a metric or source of the user's that cannot be loaded.
     """
     from calibration.checks import check_dataset
     from calibration.preprocess import preprocess_from_dict
@@ -65,7 +72,13 @@ def read_data(plan: Plan, source: SourceModel) -> BuildData:
     for role, config in roles.items():
         if config is None:
             continue
-        dataset = open_dataset(config, root=plan.recipe.folder, inputs=source.inputs, preprocess=preprocess)
+        dataset = open_dataset(
+            config,
+            root=plan.recipe.folder,
+            inputs=source.inputs,
+            preprocess=preprocess,
+            key=f"data.{role}",
+        )
         findings += [
             f"{role} data: {found.message}; {found.fix}" for found in check_dataset(dataset, source.inputs)
         ]
@@ -162,13 +175,8 @@ def _metric(plan: Plan, labels: np.ndarray | None) -> tuple[str | None, Metric |
         raise RecipeError(
             f"data.metric: no metric is called {name!r}", fix=f"use {', '.join(METRICS)} or file.py:callable"
         )
-    module, attribute = import_user_code(name, plan.recipe.folder)
-    metric = getattr(module, attribute, None)
-    if not callable(metric):
-        raise RecipeError(
-            f"data.metric {name}: no callable of that name", fix="define metric(outputs, labels) -> float"
-        )
-    return name, guard_metric(name, metric)
+    fix = "make it return a number from (outputs, labels)"
+    return name, guard_metric(name, load_callable(name, plan.recipe.folder, key="data.metric", fix=fix))
 
 
 def _class_names(plan: Plan) -> tuple[str, ...]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-from exporter.artifacts import Artifact, ArtifactSpec, Evidence, GateResult
+from exporter.artifacts import Artifact, ArtifactSpec, Evidence, GateResult, to_plain
+from exporter.bundle.report import Report
 from exporter.errors import GateError
 from exporter.recipe.planning import Plan
 from exporter.schemes import Method
@@ -81,7 +81,7 @@ def first_failure(gates: Sequence[GateResult]) -> GateResult | None:
 
 
 def require_passed(
-    gates: Sequence[GateResult], report: Mapping[str, Any], suspects: Mapping[str, float] | None = None
+    gates: Sequence[GateResult], report: Report, suspects: Mapping[str, float] | None = None
 ) -> None:
     """Raise `GateError` naming the first gate that failed, its limit and the figure; nothing is written then.
 
@@ -96,8 +96,8 @@ def require_passed(
         f"{first.artifact}: {_sentence(first)}{more}; nothing was published",
         fix=_remedy(first, suspects or {}),
         details={
-            "gates": report["gates"],
-            "artifacts": report["artifacts"],
+            "gates": to_plain(report.gates),
+            "artifacts": to_plain(report.artifacts),
             "worst_layers": dict(suspects or {}),
         },
     )

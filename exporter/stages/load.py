@@ -14,12 +14,13 @@ import numpy as np
 
 from exporter.artifacts import TensorSpec
 from exporter.errors import InputError, RecipeError, UnsupportedError, said
-from exporter.model.factory import call_factory, importable, quiet
+from exporter.model.factory import call_factory, quiet
 from exporter.model.sniff import describe_content
 from exporter.model.source import SourceModel
 from exporter.model.state_dict import is_torchscript, load_weights, require_sane_weights
 from exporter.recipe.planning import Origin, Plan
 from exporter.system.files import require_file
+from exporter.system.user_modules import importable
 
 if TYPE_CHECKING:
     import onnx
@@ -84,7 +85,7 @@ def _load_trusted(path: Path, origin: Origin) -> torch.nn.Module:
         loaded = torch.load(path, map_location="cpu", weights_only=False)
     except MemoryError:
         raise
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # what was pickled runs code of its own
         raise InputError(
             f"{path} cannot be loaded: {said(error)}; it looks like {describe_content(path)}",
             fix="export it again with the torch that runs here, or give a factory with weights",

@@ -7,16 +7,17 @@ that nobody removed show up here as the bytes and milliseconds they still cost.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 from exporter.artifacts import Format, ModelFigures
-from exporter.judging.metrics import Metric
 from exporter.judging.reference import latency_of
+from exporter.judging.scoring import Judging
 from exporter.model.graph import FLOAT_TYPES, node_macs, parameter_count
 from exporter.model.onnx_write import save_onnx
 from exporter.model.source import SourceModel
@@ -26,18 +27,35 @@ from exporter.runtimes.race import race
 from exporter.runtimes.worker import read_samples, run_artifact, write_sample
 from exporter.system.files import size_bytes
 
+MEASURED_FILE = "measured.onnx"
 _DEFLATE_LEVEL = 6
 _CHUNK_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Judging:
-    """What scores a model: samples (re-iterable), their labels, and the recipe's metric."""
+class Meter(Protocol):
+    """How one learns what the models cost that are made on the way to an artifact."""
 
-    samples: Iterable[Mapping[str, np.ndarray]]
-    labels: np.ndarray | None
-    metric_name: str | None
-    metric: Metric | None
+    def measure(self, source: SourceModel, folder: Path) -> ModelFigures:
+        """Return the figures of `source` as exported; `folder` is scratch."""
+
+    def race(self, folders: Sequence[Path], source: SourceModel, scratch: Path) -> list[float]:
+        """Return the median milliseconds of the models measured in `folders`; NaN where nothing is timed."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimedMeter:
+    """A `Meter` that runs what it exports: it times inferences, and with `judging` it scores their answers."""
+
+    judging: Judging | None = None
+
+    def measure(self, source: SourceModel, folder: Path) -> ModelFigures:
+        """Return what `measure` returns."""
+        return measure(source, folder, self.judging)
+
+    def race(self, folders: Sequence[Path], source: SourceModel, scratch: Path) -> list[float]:
+        """Return the median milliseconds of one inference on `source.example`, of all in turns."""
+        entrants = [(folder / MEASURED_FILE, Format.ONNX) for folder in folders]
+        return race(entrants, [source.example] * len(entrants), scratch)
 
 
 def export(source: SourceModel, path: Path) -> Path:
@@ -53,13 +71,8 @@ def measure(source: SourceModel, folder: Path, judging: Judging | None = None) -
     Latency is the median of single inferences on `source.example`, one thread, in a process of its own.
     Raises what exporting raises: a model that cannot be exported cannot be measured.
     """
-    path = export(source, folder / "measured.onnx")
+    path = export(source, folder / MEASURED_FILE)
     return measure_file(path, source, folder, judging)
-
-
-def race_models(paths: Sequence[Path], source: SourceModel, folder: Path) -> list[float]:
-    """Return the median milliseconds of one inference of each ONNX file on `source.example`, timed in turns."""
-    return race([(path, Format.ONNX) for path in paths], [source.example] * len(paths), folder)
 
 
 def measure_file(
@@ -71,15 +84,13 @@ def measure_file(
         place.mkdir(parents=True, exist_ok=True)
         for old in place.glob("*.npz"):
             old.unlink()
-    scored = judging is not None and judging.metric is not None and judging.labels is not None
+    scored = judging is not None and judging.scores
     write_sample(inputs, 0, source.example)
     if scored and judging is not None:
         for number, sample in enumerate(judging.samples, start=1):
             write_sample(inputs, number, sample)
     record = run_artifact(path, Format.ONNX, inputs, outputs, log=folder / "measuring.log")
-    score = None
-    if judging is not None and judging.metric is not None and judging.labels is not None:
-        score = judging.metric(list(read_samples(outputs))[1:], judging.labels)
+    score = None if judging is None or not scored else judging.score(list(read_samples(outputs))[1:])
     latency = latency_of(record)
     graph = ir.load(path)
     return ModelFigures(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from exporter.arrays import Sample
 from exporter.artifacts import (
     Artifact,
     Drop,
@@ -27,8 +28,9 @@ from exporter.artifacts import (
 from exporter.bundle.golden import GoldenInputs
 from exporter.errors import CalibrationError, EdgeError, GateError
 from exporter.judging.drops import drop_by_metric, drop_of_agreement
-from exporter.judging.metrics import Metric, compare_outputs, same_class
-from exporter.judging.reference import Reference, Sample, as_reference, latency_of
+from exporter.judging.metrics import compare_outputs, same_class
+from exporter.judging.reference import Reference, as_reference, latency_of
+from exporter.judging.scoring import Judging
 from exporter.runtimes.worker import RunRecord, read_samples, run_artifact, write_sample
 
 BATCH_SAMPLES = 3
@@ -37,23 +39,20 @@ _NO_GOLDEN = GoldenInputs(())
 
 def make_reference(
     float_onnx: Path,
-    samples: Iterable[Sample],
+    judging: Judging,
     edges: Sequence[tuple[str, Sample]],
     *,
-    metric_name: str | None,
-    metric: Metric | None,
-    labels: np.ndarray | None,
     workdir: Path,
     golden: GoldenInputs = _NO_GOLDEN,
 ) -> Reference:
-    """Run the float graph on `samples`, `edges` and `golden` and return its answers as the reference.
+    """Run the float graph on the samples of `judging`, on `edges` and `golden`: its answers are the reference.
 
     Raises `GateError` naming the sample if the float model itself answers with NaN.
     """
     inputs, extra_inputs = workdir / "inputs", workdir / "extra-inputs"
     for folder in (inputs, extra_inputs):
         folder.mkdir(parents=True, exist_ok=True)
-    for number, sample in enumerate(samples):
+    for number, sample in enumerate(judging.samples):
         write_sample(inputs, number, sample)
     for number, sample in enumerate([*(sample for _, sample in edges), *golden.samples]):
         write_sample(extra_inputs, number, sample)
@@ -63,9 +62,7 @@ def make_reference(
         float_onnx, Format.ONNX, extra_inputs, workdir / "extra-outputs", log=log, timed=False
     )
     _require_finite(read_samples(record.outputs), "evaluation sample")
-    score = None
-    if metric is not None and labels is not None:
-        score = metric(list(read_samples(record.outputs)), labels)
+    score = judging.score(list(read_samples(record.outputs))) if judging.scores else None
     reference = Reference(
         inputs=inputs,
         outputs=record.outputs,
@@ -74,9 +71,9 @@ def make_reference(
         edge_names=tuple(name for name, _ in edges),
         golden=golden,
         golden_answers=workdir / "golden-answers",
-        metric_name=metric_name,
-        metric=metric,
-        labels=labels,
+        metric_name=judging.metric_name,
+        metric=judging.metric,
+        labels=judging.labels,
         score=score,
         record=record,
     )

@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import UnsupportedError
+from exporter.system.extras import require_installed
 from exporter.system.processes import is_main_process, rank
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def make_accelerator(precision: str) -> Accelerator:
     Raises `UnsupportedError` for half precision on a device that has none, and for launch configurations
     that divide one model among processes (FSDP, DeepSpeed): here every process holds the whole model.
     """
+    require_installed("training", ("accelerate",), extra="compress")
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
     from accelerate.utils import (

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from exporter.errors import RecipeError, UnsupportedError
+from exporter.errors import CalibrationError, RecipeError, UnsupportedError
 from exporter.model.source import flatten_outputs
-from exporter.recipe.compression import TrainingTable
 from exporter.training.data import TrainingData, take
 from exporter.training.distributed import process_count
-from exporter.training.objectives import evaluating, require_fitting_labels, require_same_shapes, settle_loss
+from exporter.training.job import TrainingJob
+from exporter.training.objectives import Loss, evaluating, require_fitting_labels, require_same_shapes
 
 
-def require_fit(
-    module: nn.Module,
-    data: TrainingData,
-    table: TrainingTable,
-    teacher: nn.Module | None,
-    loss: Callable[..., Any] | None,
-) -> None:
+def require_data(data: TrainingData | None) -> TrainingData:
+    """Return `data`; `CalibrationError` (13) if there is none of it."""
+    if data is None or not len(data):
+        raise CalibrationError(
+            "there is no training data", fix="add [data] training = { … } to the recipe, or train = false"
+        )
+    return data
+
+
+def require_fit(job: TrainingJob, loss: Loss) -> None:
     """Raise now what would otherwise fail in the first step: outputs against labels, and against the teacher's."""
+    module, data, table = job.module, job.data, job.table
     try:
         module.train()
     except NotImplementedError as error:
@@ -42,9 +43,9 @@ def require_fit(
     one = take(data.training, None, np.arange(1), data.inputs).inputs
     with torch.no_grad(), evaluating(module):
         outputs = flatten_outputs(module(*one))
-        if teacher is not None:
-            with evaluating(teacher):
-                answers = flatten_outputs(teacher(*one))
+        if job.teacher is not None and job.objective is None:
+            with evaluating(job.teacher):
+                answers = flatten_outputs(job.teacher(*one))
             require_same_shapes([o.shape for o in outputs], [a.shape for a in answers])
     if not outputs or not any(output.is_floating_point() for output in outputs):
         raise UnsupportedError(
@@ -52,4 +53,4 @@ def require_fit(
             fix="return the logits, embeddings or values themselves",
         )
     if data.training_labels is not None:
-        require_fitting_labels(outputs[0], data.training_labels, settle_loss(table, data, loss))
+        require_fitting_labels(outputs[0], data.training_labels, loss)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from exporter.judging.metrics import Outputs
 from exporter.model.source import flatten_outputs
 from exporter.training.data import TrainingData, take
 from exporter.training.distributed import gather, gather_bytes, is_main, process_count, rank, share
+from exporter.training.job import TrainingJob
 from exporter.training.objectives import evaluating
 
 
@@ -32,18 +32,14 @@ class Verdict:
         return other is None or (self.score, -self.loss) > (other.score, -other.loss)
 
 
-def judge(
-    objective: nn.Module,
-    data: TrainingData,
-    *,
-    predict: Callable[..., Any],
-    batch_size: int,
-    device: torch.device,
-) -> Verdict:
-    """Return the verdict on `objective` in evaluation mode, the same in every process; each takes a share of rows.
+def judge(job: TrainingJob, objective: nn.Module, device: torch.device) -> Verdict:
+    """Return the verdict on `job.module` and its `objective` in evaluation mode, the same in every process.
 
-    Raises what the metric raises, and `CalibrationError` when there is nothing to judge on.
+    Each takes a share of rows. Raises what the metric raises, and `CalibrationError` when there is nothing to judge
+    on.
     """
+    _agree_on_buffers(objective)
+    data, batch_size = job.data, job.table.batch_size
     count = len(next(iter(data.validation.values())))
     if count == 0:
         raise CalibrationError("the validation set has 0 samples", fix="give it some, or leave it out")
@@ -57,19 +53,26 @@ def judge(
             labels = None if batch.labels is None else batch.labels.to(device)
             loss += float(objective(inputs, labels)) * len(chosen)
             if data.metric is not None:
-                outputs.extend(_by_sample(predict, inputs))
+                outputs.extend(_by_sample(job.module, inputs))
     mean = sum(float(part) for part in gather(loss)) / count
     return Verdict(-mean if data.metric is None else _score(data, outputs), mean)
 
 
-def _by_sample(predict: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[list[np.ndarray]]:
+def _agree_on_buffers(objective: nn.Module) -> None:
+    """Give every process the main one's buffers (a normalisation's statistics differ by what each has seen)."""
+    if process_count() > 1:
+        for buffer in objective.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
+def _by_sample(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[list[np.ndarray]]:
     """Return each sample's outputs, every one with a batch axis of one."""
     rows = len(inputs[0])
-    outputs = flatten_outputs(predict(*inputs))
+    outputs = flatten_outputs(module(*inputs))
     if rows > 1 and not all(tensor.ndim and len(tensor) == rows for tensor in outputs):
         # An output without a batch axis speaks of one sample at a time.
         return [
-            _by_sample(predict, tuple(tensor[row : row + 1] for tensor in inputs))[0] for row in range(rows)
+            _by_sample(module, tuple(tensor[row : row + 1] for tensor in inputs))[0] for row in range(rows)
         ]
     arrays = [
         tensor.detach().float().cpu().numpy() if tensor.is_floating_point() else tensor.cpu().numpy()

@@ -7,81 +7,43 @@ processes on one machine give the same weights.
 
 from __future__ import annotations
 
-import contextlib
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from exporter.errors import CalibrationError, ResourceError
+from exporter.errors import ResourceError
 from exporter.model.state_dict import require_sane_weights
 from exporter.progress import Progress, Silence
-from exporter.recipe.compression import TrainingTable
-from exporter.training.checkpoint import (
-    clear,
-    decode,
-    newest,
-    read_checkpoint,
-    write_checkpoint,
-)
-from exporter.training.data import Batch, TrainingData, epoch_order, take
-from exporter.training.distributed import (
-    gather,
-    is_main,
-    make_accelerator,
-    process_count,
-    rank,
-    share,
-    share_bytes,
-    wait,
-)
-from exporter.training.divergence import diverged, last_good
-from exporter.training.fit import require_fit
-from exporter.training.judging import Verdict, judge
+from exporter.system.user_code import UserCallable
+from exporter.training.checkpoint import clear
+from exporter.training.course import Course
+from exporter.training.data import Batch
+from exporter.training.distributed import is_main, make_accelerator, share, wait
+from exporter.training.feed import Feed
+from exporter.training.fit import require_data, require_fit
+from exporter.training.job import TrainingJob
+from exporter.training.judging import Verdict
+from exporter.training.learner import Learner
 from exporter.training.objectives import TaskObjective, settle_loss
-from exporter.training.random_state import generator_of, random_state, repeatable, restore_random_state
+from exporter.training.random_state import repeatable
 from exporter.training.record import TrainingRecord
-from exporter.training.schedule import divided, make_optimizer, rate_factor
-from exporter.training.standing import Standing, load_state, pack, state_of, training_key, unpack
-from exporter.training.user_function import Session, augmented, run_function, user_callable
+from exporter.training.standing import training_key
+from exporter.training.user_function import Session, run_function, user_function
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-AfterStep = Callable[[int, int], "bool | None"]
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def train(
-    module: nn.Module,
-    data: TrainingData | None,
-    table: TrainingTable,
-    *,
-    folder: Path,
-    progress: Progress,
-    teacher: nn.Module | None = None,
-    objective: nn.Module | None = None,
-    after_step: AfterStep | None = None,
-    predict: Callable[..., Any] | None = None,
-    recipe_folder: Path = Path(),
-    resume: bool = False,
-    label: str | None = None,
+    job: TrainingJob, folder: Path, progress: Progress, *, resume: bool = False, label: str | None = None
 ) -> TrainingRecord:
-    """Train `module` in place and return the record; it ends on the CPU, in eval mode, with its best weights.
+    """Train `job.module` in place and return the record; it ends on the CPU, in eval mode, with its best weights.
 
     Best is the highest metric on the validation set (of equals, the lowest loss), over the epochs and, without
-    `after_step`, the weights as given. `objective` maps (inputs, labels or `None`) to a scalar loss and holds
-    `module` with whatever else is trained; its parameters of two or more axes are decayed, others are not.
-    Default: `TaskObjective` with `teacher`. `after_step(done, total)` runs after every optimiser step; while it
-    returns `False` the model is not yet what it shall become, and such weights are never the best. Its state
-    must follow from its arguments and the objective's state, or a resumed run would differ. `predict(*inputs)`
-    gives what the metric judges (default: `module`).
+    `job.after_step`, the weights as given.
 
     `folder` belongs to this training alone: checkpoints live there and go when it has ended well. With
     `resume` it goes on from the newest whole one of the same training. In a run of several processes all of
@@ -91,35 +53,24 @@ def train(
     `UnsupportedError` (12) for a teacher of other outputs or a module that cannot train, `GateError` (14) when
     the loss is no longer finite, `InputError` (10) for the user's callables, `ResourceError` (15).
     """
-    if data is None or not len(data):
-        raise CalibrationError(
-            "there is no training data", fix="add [data] training = { … } to the recipe, or train = false"
-        )
+    module, data, table, objective = job.module, require_data(job.data), job.table, job.objective
     accelerator = make_accelerator(table.precision)
-    loss = user_callable(table.loss, recipe_folder, key="training.loss") if ":" in table.loss else None
-    require_fit(module, data, table, None if objective is not None else teacher, loss)
+    loss = settle_loss(table, data, job.recipe_folder)
+    require_fit(job, loss)
     if objective is None:
-        objective = TaskObjective(
-            module, teacher, table, settle_loss(table, data, loss), labelled=data.labelled
-        )
+        objective = TaskObjective(module, job.teacher, table, loss, labelled=data.labelled)
     try:
         with repeatable(table.seed, accelerator.device):
-            training = _Training(
-                module=module,
+            course = Course(
+                job=job,
                 objective=objective,
-                data=data,
-                table=table,
+                accelerator=accelerator,
                 folder=folder,
                 progress=progress if is_main() else Silence(),
-                accelerator=accelerator,
-                after_step=after_step,
-                predict=predict or module,
-                recipe_folder=recipe_folder,
-                resume=resume,
                 label=label or folder.name,
-                teacher=teacher,
+                key=share(training_key(job, objective)),
             )
-            return training.run()
+            return _carry_out(course, resume=resume)
     except RuntimeError as error:
         if not any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
             raise
@@ -132,311 +83,149 @@ def train(
         module.to("cpu").eval()
 
 
-class _Training:
-    """The state of one call of `train`; its methods are in the order in which they run."""
+def _carry_out(course: Course, *, resume: bool) -> TrainingRecord:
+    """Train from the start or from a checkpoint to the end, and clean up."""
+    job, device = course.job, course.accelerator.device
+    feed, function = Feed.of(job, device), user_function(job.table, job.recipe_folder)
+    if not resume and is_main():
+        clear(course.folder)
+    course.objective.to(device)
+    if function is not None:
+        record = _run_function(function, course, feed, resume=resume)
+    else:
+        learner = Learner.of(course.objective, job.table, course.accelerator)
+        record = _Loop(course, learner, feed).run(resume=resume)
+    wait()
+    if is_main():
+        clear(course.folder)
+    return record
 
-    def __init__(
-        self,
-        *,
-        module: nn.Module,
-        objective: nn.Module,
-        data: TrainingData,
-        table: TrainingTable,
-        folder: Path,
-        progress: Progress,
-        accelerator: Accelerator,
-        after_step: AfterStep | None,
-        predict: Callable[..., Any],
-        recipe_folder: Path,
-        resume: bool,
-        label: str,
-        teacher: nn.Module | None,
-    ) -> None:
-        self.module, self.objective, self.data, self.table = module, objective, data, table
-        self.folder, self.progress, self.accelerator = folder, progress, accelerator
-        self.after_step, self.predict, self.label = after_step, predict, label
-        self.resume = resume
-        self.key = share(training_key(objective, teacher, data, table, recipe_folder))
-        augment = table.augment
-        self.augment = (
-            None if augment is None else user_callable(augment, recipe_folder, key="training.augment")
-        )
-        self.function = (
-            None
-            if table.function is None
-            else user_callable(table.function, recipe_folder, key="training.function")
-        )
-        batches = math.ceil(len(data) / table.batch_size)
-        self.steps_per_epoch = math.ceil(batches / table.accumulate)
-        self.total = table.epochs * self.steps_per_epoch
-        self.standing = Standing()
-        self.best: dict[str, Tensor] = {}
-        self.resumed = False
-        self.stopped = "all epochs"
-        self.started = self.checkpointed = time.monotonic()
 
-    # --- the whole ---------------------------------------------------------------------------------------
+@dataclass(slots=True)
+class _Loop:
+    """A training by epochs; its methods are in the order in which they run."""
 
-    def run(self) -> TrainingRecord:
-        """Train from the start or from a checkpoint to the end, and clean up."""
-        if not self.resume and is_main():
-            clear(self.folder)
-        self.objective.to(self.accelerator.device)
-        record = self._run_function() if self.function is not None else self._run_epochs()
-        wait()
-        if is_main():
-            clear(self.folder)
-        return record
+    course: Course
+    learner: Learner
+    feed: Feed
+    checkpointed: float = field(default_factory=time.monotonic)
 
-    def _run_epochs(self) -> TrainingRecord:
-        optimizer = make_optimizer(self.objective, self.table)
-        self.model, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
-        if not self._go_on():
+    def run(self, *, resume: bool) -> TrainingRecord:
+        """Train to the last epoch, or until it gets no better."""
+        course, table = self.course, self.course.job.table
+        if not course.go_on(self.learner, resume=resume):
             self._judge_given()
-        self.objective.train()
-        while self.standing.epoch < self.table.epochs and not self._is_stale():
+        course.objective.train()
+        while course.standing.epoch < table.epochs and not self._is_stale():
             self._run_epoch()
-        if self._is_stale():
-            self.stopped = f"no better for {self.table.patience} epochs"
-        self._restore_best()
-        return self._record()
+        course.restore_best()
+        return course.record(f"no better for {table.patience} epochs" if self._is_stale() else "all epochs")
 
     def _judge_given(self) -> None:
-        standing = self.standing
-        verdict = self._judge()
+        standing, verdict = self.course.standing, self.course.judge()
         standing.before = standing.last = asdict(verdict)
-        if self.after_step is None:
-            self._keep(verdict, epoch=0)
+        if self.course.job.after_step is None:
+            self.course.keep(verdict, epoch=0)
 
     def _run_epoch(self) -> None:
-        standing = self.standing
-        order = epoch_order(len(self.data), seed=self.table.seed, epoch=standing.epoch)
-        steps = divided(order, self.table.batch_size, self.table.accumulate)
+        course, standing, after_step = self.course, self.course.standing, self.course.job.after_step
+        steps = self.feed.steps(standing.epoch)
         may_keep: bool | None = True
-        with self.progress.step(self._name(), total=len(steps)) as advance:
+        with course.progress.step(self._name(), total=len(steps)) as advance:
             for number in range(standing.position, len(steps)):
                 due = self._step(steps[number], number)
-                may_keep = True
-                if self.after_step is not None:
-                    may_keep = self.after_step(standing.steps, self.total)
+                may_keep = True if after_step is None else after_step(standing.steps, course.total)
                 advance(number + 1)
                 if due and number + 1 < len(steps):
                     self._checkpoint()
             self._end_epoch(may_keep=may_keep is not False)
         self._checkpoint()
 
+    def _step(self, micro: Sequence[np.ndarray], number: int) -> bool:
+        """Do one optimiser step over the rows of `micro` (one array a batch); return whether a checkpoint is due."""
+        course, learner, table, standing = (
+            self.course,
+            self.learner,
+            self.course.job.table,
+            self.course.standing,
+        )
+        rows = sum(map(len, micro))
+        learner.begin_step(course.rate)
+        loss_sum = torch.zeros((), device=course.accelerator.device)
+        for index, chosen in enumerate(micro):
+            batch = self.feed.batch(chosen, standing.epoch, number * table.accumulate + index)
+            loss_sum += learner.add_gradient(batch, rows=rows, last=index + 1 == len(micro))
+        due = is_main() and time.monotonic() - self.checkpointed >= table.checkpoint_seconds
+        total, votes = learner.sum_over_processes(loss_sum, vote=due)
+        course.require_finite(total / rows, "loss", number)
+        norm = learner.clip(table.clip_norm)
+        if learner.scaler is None:  # the scaler of half precision skips such steps by itself
+            course.require_finite(norm, "gradient", number)
+        learner.optimizer.step()
+        standing.steps, standing.position = standing.steps + 1, number + 1
+        standing.loss_sum, standing.loss_rows = standing.loss_sum + total, standing.loss_rows + rows
+        return votes > 0
+
     def _end_epoch(self, *, may_keep: bool) -> None:
-        standing = self.standing
+        standing = self.course.standing
         standing.losses.append(standing.loss_sum / standing.loss_rows)
         standing.loss_sum, standing.loss_rows, standing.position = 0.0, 0, 0
         standing.epoch += 1
-        verdict = self._judge()
+        verdict = self.course.judge()
         standing.last = asdict(verdict)
         if not may_keep:
             return
         is_higher = standing.top_score is None or verdict.score > standing.top_score
         standing.stale = 0 if is_higher else standing.stale + 1
         if standing.best is None or verdict.beats(Verdict(**standing.best)):
-            self._keep(verdict, epoch=standing.epoch)
+            self.course.keep(verdict, epoch=standing.epoch)
+
+    def _checkpoint(self) -> None:
+        self.course.save(self.learner)
+        self.checkpointed = time.monotonic()
 
     def _name(self) -> str:
-        standing = self.standing
-        text = f"training {self.label}: epoch {standing.epoch + 1}/{self.table.epochs}"
+        standing, data = self.course.standing, self.course.job.data
+        text = f"training {self.course.label}: epoch {standing.epoch + 1}/{self.course.job.table.epochs}"
         if standing.losses:
             text += f", loss {standing.losses[-1]:.3g}"
-        if self.data.metric_name is not None:
-            text += f", {self.data.metric_name} {standing.last['score']:.4g}"
+        if data.metric_name is not None:
+            text += f", {data.metric_name} {standing.last['score']:.4g}"
         return text
 
     def _is_stale(self) -> bool:
-        return self.table.patience is not None and self.standing.stale >= self.table.patience
+        patience = self.course.job.table.patience
+        return patience is not None and self.course.standing.stale >= patience
 
-    # --- one step ----------------------------------------------------------------------------------------
 
-    def _step(self, micro: Sequence[np.ndarray], number: int) -> bool:
-        """Do one optimiser step over the rows of `micro` (one array a batch); return whether a checkpoint is due."""
-        standing = self.standing
-        rows = sum(map(len, micro))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.table.learning_rate * rate_factor(self.table, standing.steps, self.total)
-        self.optimizer.zero_grad()
-        loss_sum = torch.zeros((), device=self.accelerator.device)
-        for index, batch_rows in enumerate(micro):
-            batch = self._batch(batch_rows, standing.epoch, number * self.table.accumulate + index)
-            last = index + 1 == len(micro)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self.model(batch.inputs, batch.labels)
-                own = len(batch.inputs[0])
-                # Processes' gradients are averaged with equal weight; their rows may differ by one.
-                self.accelerator.backward(loss * (own * process_count() / rows))
-            loss_sum += loss.detach().float() * own
-        due = is_main() and time.monotonic() - self.checkpointed >= self.table.checkpoint_seconds
-        total, votes = self._summed(loss_sum, due=due)
-        self._require_finite(total / rows, "loss", number)
-        norm = self.accelerator.clip_grad_norm_(
-            [parameter for group in self.optimizer.param_groups for parameter in group["params"]],
-            math.inf if self.table.clip_norm is None else self.table.clip_norm,
-        )
-        if self.accelerator.scaler is None:  # the scaler of half precision skips such steps by itself
-            self._require_finite(float(norm), "gradient", number)
-        self.optimizer.step()
-        standing.steps, standing.position = standing.steps + 1, number + 1
-        standing.loss_sum, standing.loss_rows = standing.loss_sum + total, standing.loss_rows + rows
-        return votes > 0
+def _run_function(function: UserCallable, course: Course, feed: Feed, *, resume: bool) -> TrainingRecord:
+    """Let the user's `function` train, and judge the weights before and after it."""
+    job, standing = course.job, course.standing
+    course.folder.mkdir(parents=True, exist_ok=True)
+    standing.before = asdict(course.judge())
+    epochs = 0
 
-    def _batch(self, rows: np.ndarray, epoch: int, number: int) -> Batch:
-        """Return this process's share of `rows`, augmented, on its device."""
-        mine = np.array_split(rows, process_count())[rank()]
-        batch = take(self.data.training, self.data.training_labels, mine, self.data.inputs)
-        inputs = batch.inputs
-        if self.augment is not None:
-            named = {spec.name: tensor for spec, tensor in zip(self.data.inputs, inputs, strict=True)}
-            generator = generator_of(self.table.seed, epoch, number, rank())
-            named = augmented(self.augment, named, generator, reference=str(self.table.augment))
-            inputs = tuple(named[spec.name] for spec in self.data.inputs)
-        device = self.accelerator.device
-        return Batch(
-            tuple(tensor.to(device) for tensor in inputs),
-            None if batch.labels is None else batch.labels.to(device),
-        )
+    def batches(epoch: int) -> Iterator[Batch]:
+        nonlocal epochs
+        epochs = max(epochs, epoch + 1)
+        return feed.batches(epoch)
 
-    def _summed(self, loss: Tensor, *, due: bool) -> tuple[float, float]:
-        """Return the loss over all processes, and whether the main one wants a checkpoint, in one exchange."""
-        if process_count() == 1:
-            return float(loss), float(due)
-        pair = torch.stack((loss, torch.tensor(float(due), device=loss.device)))
-        total, votes = self.accelerator.reduce(pair, reduction="sum").tolist()
-        return total, votes
-
-    def _require_finite(self, value: float, what: str, number: int) -> None:
-        if math.isfinite(value):
-            return
-        self._restore_best()
-        rate = self.table.learning_rate * rate_factor(self.table, self.standing.steps, self.total)
-        kept = last_good(self.folder, self.standing.steps, remove=is_main())
-        where = f"epoch {self.standing.epoch + 1}, step {number + 1} (learning rate {rate:.3g})"
-        raise diverged(f"training {self.label}: the {what} became {value} in {where}", self.table, kept)
-
-    # --- best weights ------------------------------------------------------------------------------------
-
-    def _judge(self) -> Verdict:
-        self._agree_on_buffers()
-        verdict = judge(
-            self.objective,
-            self.data,
-            predict=self.predict,
-            batch_size=self.table.batch_size,
-            device=self.accelerator.device,
-        )
-        if not math.isfinite(verdict.loss):
-            self._require_finite(verdict.loss, "validation loss", max(0, self.standing.position - 1))
-        return verdict
-
-    def _agree_on_buffers(self) -> None:
-        """Give every process the main one's buffers (a normalisation's statistics differ by what each has seen)."""
-        if process_count() > 1:
-            for buffer in self.objective.buffers():
-                torch.distributed.broadcast(buffer, src=0)
-
-    def _keep(self, verdict: Verdict, *, epoch: int) -> None:
-        self.standing.best, self.standing.best_epoch = asdict(verdict), epoch
-        top = self.standing.top_score
-        self.standing.top_score = verdict.score if top is None else max(top, verdict.score)
-        # Piece by piece, so that there are never two copies of the best.
-        for name, tensor in state_of(self.objective):
-            kept = self.best.get(name)
-            if kept is not None and kept.shape == tensor.shape:
-                kept.copy_(tensor.detach())
-            else:
-                self.best[name] = tensor.detach().to("cpu", copy=True)
-
-    def _restore_best(self) -> None:
-        if self.best:
-            load_state(self.objective, self.best)
-        elif self.standing.epoch:  # no epoch was allowed to be the best: the last one is what there is
-            self.standing.best, self.standing.best_epoch = self.standing.last, self.standing.epoch
-
-    def _record(self) -> TrainingRecord:
-        standing = self.standing
-        best = standing.best or standing.last
-        return TrainingRecord(
-            metric=self.data.metric_name or "minus the loss",
-            before=standing.before["score"],
-            best=best["score"],
-            best_epoch=standing.best_epoch,
-            epochs=standing.epoch,
-            losses=tuple(standing.losses),
-            stopped=self.stopped,
-            seconds=standing.seconds + time.monotonic() - self.started,
-            resumed=self.resumed,
-            processes=process_count(),
-        )
-
-    # --- checkpoints -------------------------------------------------------------------------------------
-
-    def _checkpoint(self) -> None:
-        """Write where the training stands; every process contributes the state of its generators."""
-        generators = gather(random_state(self.accelerator.device))
-        if is_main():
-            seconds = self.standing.seconds + time.monotonic() - self.started
-            standing = replace(self.standing, seconds=seconds)
-            scaler = self.accelerator.scaler
-            packed = pack(standing, self.objective, self.best, self.optimizer, scaler, generators)
-            write_checkpoint(self.folder, standing.steps, self.key, packed)
-        self.checkpointed = time.monotonic()
-
-    def _go_on(self) -> bool:
-        """Load the newest whole checkpoint of this training, if the run is to be resumed and there is one."""
-        path = newest(self.folder, self.key, self.progress.say) if self.resume and is_main() else None
-        if not share(path is not None):
-            if is_main():  # numbers of another training's checkpoints would outrank ours
-                clear(self.folder)
-            return False
-        if process_count() > 1:  # the main process's file may lie on no other node
-            found = decode(share_bytes(b"" if path is None else path.read_bytes()))
-        else:
-            found = read_checkpoint(path or self.folder)
-        scaler = self.accelerator.scaler
-        self.standing, self.best = unpack(found, self.objective, self.optimizer, scaler)
-        restore_random_state(found.facts["generators"][rank()], self.accelerator.device)
-        self.resumed = True
-        self.progress.say(f"training {self.label} goes on after step {self.standing.steps} of {self.total}")
-        return True
-
-    # --- the user's function -----------------------------------------------------------------------------
-
-    def _run_function(self) -> TrainingRecord:
-        if self.function is None:
-            raise TypeError("no function to run")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        before = self._judge()
-        seen = -1
-
-        def batches(epoch: int) -> Iterator[Batch]:
-            nonlocal seen
-            seen = max(seen, epoch)
-            order = epoch_order(len(self.data), seed=self.table.seed, epoch=epoch)
-            rows = [batch for step in divided(order, self.table.batch_size, 1) for batch in step]
-            return (self._batch(chosen, epoch, number) for number, chosen in enumerate(rows))
-
-        session = Session(
-            table=self.table,
-            data=self.data,
-            objective=self.objective,
-            accelerator=self.accelerator,
-            folder=self.folder,
-            resume=self.resume,
-            batches=batches,
-            validate=lambda: self._judge().score,
-            say=self.progress.say,
-        )
-        with self.progress.step(f"training {self.label}: {self.table.function}"):
-            self.module.train()
-            run_function(self.function, self.module, session)
-        self.module.to(self.accelerator.device)
-        require_sane_weights(self.module)
-        after = self._judge()
-        self.standing.before, self.standing.best = asdict(before), asdict(after)
-        self.standing.epoch = self.standing.best_epoch = seen + 1
-        self.stopped = "the user's function"
-        return self._record()
+    session = Session(
+        table=job.table,
+        data=job.data,
+        objective=course.objective,
+        accelerator=course.accelerator,
+        folder=course.folder,
+        resume=resume,
+        batches=batches,
+        validate=lambda: course.judge().score,
+        say=course.progress.say,
+    )
+    with course.progress.step(f"training {course.label}: {job.table.function}"):
+        job.module.train()
+        run_function(function, job.module, session)
+    job.module.to(course.accelerator.device)
+    require_sane_weights(job.module)
+    standing.best = asdict(course.judge())
+    standing.epoch = standing.best_epoch = epochs
+    return course.record("the user's function")

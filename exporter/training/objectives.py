@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from exporter.errors import CalibrationError, EdgeError, InputError, UnsupportedError, said
+from exporter.errors import CalibrationError, InputError, UnsupportedError
 from exporter.model.source import flatten_outputs
 from exporter.recipe.compression import TrainingTable
-from exporter.system.user_code import user_line
 from exporter.training.data import TrainingData
+from exporter.training.user_function import user_loss
 
 Loss = Literal["cross_entropy", "mse"] | Callable[[Any, Tensor], Tensor]
 IGNORED_LABEL = -100
@@ -123,14 +124,16 @@ def teacher_share(table: TrainingTable, *, has_teacher: bool, labelled: bool) ->
     return 1.0
 
 
-def settle_loss(table: TrainingTable, data: TrainingData, user_loss: Callable[..., Any] | None) -> Loss:
+def settle_loss(table: TrainingTable, data: TrainingData, recipe_folder: Path) -> Loss:
     """Return what `table.loss` means for `data`: "auto" is cross-entropy for integer labels, else mean squared error.
 
     Without labels "auto" is cross-entropy: outputs `[N, C]` count as logits. For embeddings write
-    `loss = "mse"`, which makes imitation a matter of distances.
+    `loss = "mse"`, which makes imitation a matter of distances. A file of the user's is relative to `recipe_folder`;
+    raises `InputError` (10) for one that gives no callable.
     """
-    if user_loss is not None:
-        return user_loss
+    own = user_loss(table, recipe_folder)
+    if own is not None:
+        return own
     if table.loss == "auto":
         labels = data.training_labels
         return "cross_entropy" if labels is None or labels.dtype.kind in "iu" else "mse"
@@ -156,15 +159,7 @@ def task_loss(result: Any, labels: Tensor, loss: Loss, *, label_smoothing: float
 
 
 def _users_loss(loss: Callable[[Any, Tensor], Tensor], result: Any, labels: Tensor) -> Tensor:
-    try:
-        value = loss(result, labels)
-    except EdgeError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"training.loss failed: {said(error)}{user_line(error)}",
-            fix="make it return a scalar tensor from (outputs, labels)",
-        ) from error
+    value = loss(result, labels)
     if not isinstance(value, Tensor) or value.ndim != 0:
         found = (
             f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -6,17 +6,16 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from exporter.recipe.compression import TrainingTable
+from exporter.system.user_code import source_digest
 from exporter.training.checkpoint import Checkpoint, raw_bytes
-from exporter.training.data import TrainingData
 from exporter.training.distributed import process_count
-from exporter.training.user_function import source_digest
+from exporter.training.job import TrainingJob
+from exporter.training.learner import Learner
 
 
 @dataclass(slots=True)
@@ -60,18 +59,13 @@ def load_state(objective: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def pack(
-    standing: Standing,
-    objective: nn.Module,
-    best: Mapping[str, Tensor],
-    optimizer: Any,
-    scaler: Any,
-    generators: Sequence[Any],
+    standing: Standing, best: Mapping[str, Tensor], learner: Learner, generators: Sequence[Any]
 ) -> Checkpoint:
     """Return all of it as tensors and JSON data; nothing is copied."""
-    tensors = {f"state.{name}": tensor.detach() for name, tensor in state_of(objective)}
+    tensors = {f"state.{name}": tensor.detach() for name, tensor in state_of(learner.objective)}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
     scalars: dict[str, Any] = {}
-    for index, entries in optimizer.state_dict()["state"].items():
+    for index, entries in learner.optimizer.state_dict()["state"].items():
         for name, value in entries.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{index}.{name}"] = value
@@ -80,25 +74,24 @@ def pack(
     facts = {
         "standing": asdict(standing),
         "optimizer": scalars,
-        "scaler": None if scaler is None else scaler.state_dict(),
+        "scaler": None if learner.scaler is None else learner.scaler.state_dict(),
         "generators": list(generators),
     }
     return Checkpoint(tensors, facts)
 
 
-def unpack(
-    checkpoint: Checkpoint, objective: nn.Module, optimizer: Any, scaler: Any
-) -> tuple[Standing, dict[str, Tensor]]:
-    """Put `checkpoint` back into objective, optimiser and scaler; return the standing and the best state."""
-    load_state(objective, _under("state.", checkpoint.tensors))
+def unpack(checkpoint: Checkpoint, learner: Learner) -> tuple[Standing, dict[str, Tensor]]:
+    """Put `checkpoint` back into `learner`; return the standing and the best state."""
+    optimizer = learner.optimizer
+    load_state(learner.objective, _under("state.", checkpoint.tensors))
     entries: dict[int, dict[str, Any]] = {}
     values = {**_under("optimizer.", checkpoint.tensors), **checkpoint.facts["optimizer"]}
     for name, value in values.items():
         index, _, entry = name.partition(".")
         entries.setdefault(int(index), {})[entry] = value
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
-    if scaler is not None:
-        scaler.load_state_dict(checkpoint.facts["scaler"])
+    if learner.scaler is not None:
+        learner.scaler.load_state_dict(checkpoint.facts["scaler"])
     return Standing(**checkpoint.facts["standing"]), _under("best.", checkpoint.tensors)
 
 
@@ -106,10 +99,12 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def training_key(
-    objective: nn.Module, teacher: nn.Module | None, data: TrainingData, table: TrainingTable, folder: Path
-) -> str:
-    """Return the digest of all that a training's result follows from; how often it is saved is none of that."""
+def training_key(job: TrainingJob, objective: nn.Module) -> str:
+    """Return the digest of all that a training's result follows from; how often it is saved is none of that.
+
+    `objective` is the job's, or the default of a job that gives none.
+    """
+    table = job.table
     callables = [
         reference
         for reference in (table.loss, table.augment, table.function)
@@ -117,15 +112,15 @@ def training_key(
     ]
     facts = {
         "table": table.model_dump(mode="json", exclude={"checkpoint_seconds"}),
-        "data": data.fingerprint,
+        "data": job.data.fingerprint,
         "processes": process_count(),
         "objective": [
             type(objective).__qualname__,
             getattr(objective, "fingerprint", ""),
             state_digest(objective),
         ],
-        "teacher": None if teacher is None else state_digest(teacher),
-        "code": [source_digest(reference, folder) for reference in callables],
+        "teacher": None if job.teacher is None else state_digest(job.teacher),
+        "code": [source_digest(reference, job.recipe_folder) for reference in callables],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -1,9 +1,7 @@
-"""The user's own code in a training: callables by reference, and a function that replaces the whole loop."""
+"""The user's own code in a training: a loss, an augmentation, and a function that replaces the whole loop."""
 
 from __future__ import annotations
 
-import hashlib
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,60 +9,45 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from exporter.errors import EdgeError, InputError, said
+from exporter.errors import InputError
 from exporter.recipe.compression import TrainingTable
-from exporter.system.user_code import import_user_code, user_line
+from exporter.system.user_code import UserCallable, load_callable
 from exporter.training.data import Batch, TrainingData
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def user_callable(reference: str, folder: Path, *, key: str) -> Callable[..., Any]:
-    """Return the callable that `file.py:name` or `module:name` refers to; `key` is what the recipe calls it.
-
-    Raises `InputError` (10) for code that is not there, fails while it is imported, or cannot be called.
-    """
-    module, attribute = import_user_code(reference, folder)
-    try:
-        found = operator.attrgetter(attribute)(module)
-    except AttributeError:
-        found = None
-    if not callable(found):
-        names = sorted(name for name, value in vars(module).items() if callable(value) and name[0] != "_")
-        raise InputError(
-            f"{key} {reference}: no callable {attribute}", fix=f"it has {', '.join(names) or 'none'}"
-        )
-    return found  # type: ignore[no-any-return]
+def user_loss(table: TrainingTable, folder: Path) -> UserCallable | None:
+    """Return the user's `training.loss`, `None` where it is one of ours; raises what `load_callable` raises."""
+    if ":" not in table.loss:
+        return None
+    fix = "make it return a scalar tensor from (outputs, labels)"
+    return load_callable(table.loss, folder, key="training.loss", fix=fix)
 
 
-def source_digest(reference: str, folder: Path) -> str:
-    """Return what changes when the user edits the file of `reference`; of an installed module, its name."""
-    where, _, _ = reference.partition(":")
-    path = folder / where
-    if not where.endswith(".py") or not path.is_file():
-        return where
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def user_augment(table: TrainingTable, folder: Path) -> UserCallable | None:
+    """Return the user's `training.augment` if there is one; raises what `load_callable` raises."""
+    if table.augment is None:
+        return None
+    fix = "make it return the inputs, changed, from (inputs, generator)"
+    return load_callable(table.augment, folder, key="training.augment", fix=fix)
 
 
-def augmented(
-    augment: Callable[..., Any], inputs: dict[str, Tensor], generator: Any, *, reference: str
-) -> dict[str, Tensor]:
+def user_function(table: TrainingTable, folder: Path) -> UserCallable | None:
+    """Return the user's `training.function` if there is one; raises what `load_callable` raises."""
+    if table.function is None:
+        return None
+    fix = "make it train the module it is given, in place"
+    return load_callable(table.function, folder, key="training.function", fix=fix)
+
+
+def augmented(augment: UserCallable, inputs: dict[str, Tensor], generator: Any) -> dict[str, Tensor]:
     """Return `augment(inputs, generator)`; `InputError` when it fails or changes names, shapes or dtypes."""
-    try:
-        changed = augment(dict(inputs), generator)
-    except EdgeError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"training.augment {reference} failed: {said(error)}{user_line(error)}",
-            fix="make it return the inputs, changed, from (inputs, generator)",
-        ) from error
+    changed = augment(dict(inputs), generator)
     if not isinstance(changed, dict) or set(changed) != set(inputs):
         found = f"keys {sorted(changed)}" if isinstance(changed, dict) else type(changed).__name__
-        raise InputError(
-            f"training.augment {reference} returned {found}", fix=f"return a dict with keys {sorted(inputs)}"
-        )
+        raise InputError(f"{augment.name} returned {found}", fix=f"return a dict with keys {sorted(inputs)}")
     for name, tensor in inputs.items():
         if (
             not isinstance(changed[name], Tensor)
@@ -72,7 +55,7 @@ def augmented(
             or changed[name].dtype != tensor.dtype
         ):
             raise InputError(
-                f"training.augment {reference}: input {name!r} went in as {_spell(tensor)} and came out as "
+                f"{augment.name}: input {name!r} went in as {_spell(tensor)} and came out as "
                 f"{_spell(changed[name])}",
                 fix="keep shape and dtype",
             )
@@ -111,20 +94,11 @@ class Session:
     say: Callable[[str], None]
 
 
-def run_function(function: Callable[..., Any], module: nn.Module, session: Session) -> None:
+def run_function(function: UserCallable, module: nn.Module, session: Session) -> None:
     """Call the user's `function`; whatever goes wrong in it is an `InputError` that names its line."""
-    reference = session.table.function
-    try:
-        returned = function(module, session)
-    except EdgeError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"training.function {reference} failed: {said(error)}{user_line(error)}",
-            fix="make it train the module it is given, in place",
-        ) from error
+    returned = function(module, session)
     if isinstance(returned, nn.Module) and returned is not module:
         raise InputError(
-            f"training.function {reference} returned another module, which nobody uses",
+            f"{function.name} returned another module, which nobody uses",
             fix="train the module it is given, in place, and return nothing",
         )

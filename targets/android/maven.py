@@ -15,9 +15,10 @@ from pathlib import Path
 from types import MappingProxyType
 from xml.sax.saxutils import escape
 
+from semver import Version
+
 from exporter.errors import UnsupportedError
 from exporter.system.files import write_bytes
-from targets.android.maven_versions import oldest_first
 from targets.packaging.base import Ecosystem, Package, Published
 
 CHECKSUMS = ("md5", "sha1", "sha256", "sha512")
@@ -118,8 +119,9 @@ def pom(project: Project) -> bytes:
 def view(published: Sequence[Published]) -> dict[str, bytes]:
     """Return `maven-metadata.xml`, with its checksums, for every artifact.
 
-    Versions are as Maven orders them. `latest` is the last of them, `release` the last that is no prerelease by SemVer, or
-    the last of all where every one is.
+    Versions are in SemVer's order, as every other listing has them; of builds of one version the text decides. `latest` is
+    the last of them, `release` the last that is no prerelease, or the last of all where every one is. Maven takes both as
+    they stand. In a range it orders by rules of its own, which agree on numbers and on `-alpha.N`, `-beta.N` and `-rc.N`.
     """
     versions: dict[tuple[str, str], set[str]] = defaultdict(set)
     for item in published:
@@ -128,7 +130,7 @@ def view(published: Sequence[Published]) -> dict[str, bytes]:
     files = {}
     for (group, artifact), known in sorted(versions.items()):
         path = f"{Coordinates(group, artifact, '').folder}/maven-metadata.xml"
-        files[path] = _metadata(group, artifact, oldest_first(known))
+        files[path] = _metadata(group, artifact, sorted(known, key=lambda text: (Version.parse(text), text)))
     return {**files, **_with_checksums(files)}
 
 

@@ -57,6 +57,16 @@ class AndroidModel:
         return f"{self.name}-{self.spec.stem_suffix.replace('_', '-')}-{self.spec.format}"
 
     @property
+    def coordinates(self) -> str:
+        """What a build file depends on: `group:artifact:version`."""
+        return f"{self.group}:{self.artifact_id}:{self.version}"
+
+    @property
+    def golden_coordinates(self) -> str:
+        """What tests depend on beside it: its golden vectors."""
+        return f"{self.group}:{self.artifact_id}-golden:{self.version}"
+
+    @property
     def package(self) -> str:
         """The Java package of its classes: no other artifact of the same group has it."""
         return (
@@ -71,7 +81,12 @@ class AndroidModel:
     @property
     def asset(self) -> str:
         """The path of the model among an app's assets."""
-        return f"edge/{self.name}/{self.file}"
+        return f"{self.asset_folder}/{self.file}"
+
+    @property
+    def asset_folder(self) -> str:
+        """The folder of the model among an app's assets."""
+        return f"edge/{self.name}"
 
     @property
     def is_litert(self) -> bool:

@@ -17,12 +17,12 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files as resources
 from pathlib import Path
 from typing import IO, Any, Protocol, cast, runtime_checkable
 
 from exporter.errors import DeviceError, EdgeError, IntegrityError, TimeLimitError
 from exporter.system.files import digest
+from targets.assembly import assemble
 
 BOOTSTRAP = (
     "import sys; source = sys.stdin.buffer.read(int(sys.stdin.buffer.readline())); "
@@ -151,7 +151,7 @@ class _Conversation:
             {"path": item.path, "bytes": item.source.stat().st_size, "sha256": digest(item.source)}
             for item in parcels
         ]
-        program = resources("targets.devices").joinpath("probe.py").read_bytes()
+        program = assemble("targets.devices.probe").encode()
         body = json.dumps({**request, "files": listing}).encode()
         head = b"%d\n%b%d\n%b" % (len(program), program, len(body), body)
         threading.Thread(target=self._feed, args=(head, parcels), daemon=True).start()

@@ -1,20 +1,20 @@
 """Swift sources for iOS: one class for each artifact, and what they share: preprocessing, labels, golden vectors.
 
-Pure: from a request to a mapping of paths to texts; the code itself lies in `templates/ios/`. The same files lie in a
-bundle, to be copied, and in the Swift packages that are made of it. `modules_of` says which of them go together.
+Pure: from a request to a mapping of paths to texts; the code itself lies in `templates/ios/`, which reads the dataclasses
+of this module. The same files lie in a bundle, to be copied, and in the Swift packages that are made of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from exporter.artifacts import ArtifactSpec, Format
 from targets import naming
-from targets.base import BundleRequest, Delivery
+from targets.base import BundleRequest, ModelCard
 from targets.documents import render
-from targets.ios.swift_models import CASTS, signature_of, source_of, type_of
+from targets.ios.swift_models import PREPARED, SwiftModel, model_of, source_of, type_of
 
 FOLDER = "integration/swift"
 GOLDEN_FOLDER = f"{FOLDER}/golden"
@@ -37,6 +37,65 @@ FAMILIES = (
     Family("coreml", "CoreML", frozenset({Format.MLPACKAGE})),
     Family("onnxruntime", "Onnx", frozenset({Format.ONNX, Format.ORT})),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What `Contract.swift` and `Golden.swift` read; `prefix` starts the names of types."""
+
+    card: ModelCard
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What `Preprocessing.swift` and `Mistakes.swift` read: the contract, as constants of Swift.
+
+    `limits` are those of the tensor's integers, `None` for floats, which are not rounded.
+    """
+
+    card: ModelCard
+    prefix: str
+    width: int
+    height: int
+    color: str
+    layout: str
+    resize: str
+    fit: str
+    pad: int
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    element: str
+    limits: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenTests:
+    """What `GoldenTests.swift` reads: one family's models, preferred first, and what a prepared picture's elements are.
+
+    `modules` are imported where they are there: copied into an app, the files are one module.
+    """
+
+    card: ModelCard
+    prefix: str
+    tests_module: str
+    modules: tuple[str, ...]
+    models: tuple[SwiftModel, ...]
+    is_core_ml: bool
+    element: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What `usage.md` reads; `packages` gives the models of each package."""
+
+    card: ModelCard
+    prefix: str
+    packages: Mapping[str, tuple[SwiftModel, ...]]
+    folder: str
+    contract_files: tuple[str, ...]
+    prepares: bool
 
 
 def package_name(name: str, family: Family) -> str:
@@ -83,7 +142,7 @@ def tests_file(name: str, family: Family) -> str:
 
 def prepares(contract: Mapping[str, Any]) -> bool:
     """Return whether Swift is generated that makes the contract's tensor of a picture."""
-    return contract.get("dtype") in CASTS
+    return contract.get("dtype") in PREPARED
 
 
 def families_of(specs: Iterable[ArtifactSpec]) -> tuple[Family, ...]:
@@ -98,165 +157,75 @@ def sources(request: BundleRequest) -> dict[str, str]:
     Raises `UnsupportedError` for a tensor whose dtype the runtime's Swift interface does not take.
     """
     card = request.card
-    families = families_of(delivery.artifact.spec for delivery in request.deliveries)
-    texts = {f"{FOLDER}/{naming.type_name(card.name)}Contract.swift": _contract(request)}
-    if prepares(card.preprocess):
-        texts |= {path: _prepared(request, path) for path in contract_files(card.name, card.preprocess)[1:]}
-    for family in families:
-        imports = _imports([contract_module(card.name, family)], exported=True)
-        for delivery in _members(request, family):
-            path = model_file(card.name, delivery.artifact.spec)
-            texts[path] = source_of(request, delivery, imports)
-        texts[tests_file(card.name, family)] = _tests(request, family)
-    texts[golden_file(card.name)] = render("ios/Golden.swift", _named(request))
+    shared = Shared(card, naming.type_name(card.name))
+    texts = {golden_file(card.name): render("ios/Golden.swift", shared)}
+    for path in contract_files(card.name, card.preprocess):
+        kind = path.removeprefix(f"{FOLDER}/{shared.prefix}")
+        texts[path] = render(f"ios/{kind}", shared if kind == "Contract.swift" else _preparation(card))
+    for family, models in _models(request).items():
+        contract = contract_module(card.name, family)
+        for model in models:
+            texts[model_file(card.name, model.artifact.spec)] = source_of(card, model, contract)
+        texts[tests_file(card.name, family)] = render("ios/GoldenTests.swift", _tests(card, family, models))
     return texts
 
 
-def usage(request: BundleRequest, paths: Sequence[str]) -> str:
+def usage(request: BundleRequest) -> str:
     """Return the README's Markdown on how to run the models from Swift: the package first, copying second."""
     card = request.card
-    lines = [
-        "Where this bundle is published, an app depends on it by one line in `Package.swift`, or in Xcode by "
-        "*File → Add Package Dependencies…* (`REGISTRY` is the registry's URL):",
-        "",
-        "```swift",
-    ]
-    families = families_of(delivery.artifact.spec for delivery in request.deliveries)
-    lines += [
-        f'.package(url: "REGISTRY/swift/{package_name(card.name, family)}.git", exact: "{card.version}"),'
-        for family in families
-    ]
-    lines += [
-        "```",
-        "",
-        "An app carries the products that it links, and no other file:",
-        "",
-        "| model | package | product, module and class |",
-        "|---|---|---|",
-    ]
-    for family in families:
-        for delivery in _members(request, family):
-            name = type_of(card.name, delivery.artifact.spec)
-            lines.append(
-                f"| `{delivery.artifact.path.name}` | `{package_name(card.name, family)}` | `{name}` |"
-            )
-    lines += [
-        "",
-        f"Without a registry, copy: a model and its `{FOLDER}/` file of the same name, and `"
-        + "`, `".join(contract_files(card.name, card.preprocess))
-        + "`.",
-        "",
-        *_preparing(request, paths),
-    ]
-    return "\n".join(lines)
+    facts = Usage(
+        card=card,
+        prefix=naming.type_name(card.name),
+        packages={package_name(card.name, family): models for family, models in _models(request).items()},
+        folder=FOLDER,
+        contract_files=contract_files(card.name, card.preprocess),
+        prepares=prepares(card.preprocess),
+    )
+    return render("ios/usage.md", facts)
 
 
-def _preparing(request: BundleRequest, paths: Sequence[str]) -> list[str]:
-    prefix, contract = naming.type_name(request.card.name), request.card.preprocess
-    if f"{FOLDER}/{prefix}Preprocessing.swift" in paths:
-        return [
-            f"`{prefix}Preprocessing` turns RGBA pixels or a `CGImage` into the input tensor; `{prefix}Mistakes` says what "
-            "is wrong with a tensor that other code prepared."
-        ]
-    if contract.get("kind") == "image":
-        return [f"No Swift is generated for {contract['dtype']} tensors: follow `preprocess.json`."]
-    return []
-
-
-def _members(request: BundleRequest, family: Family) -> list[Delivery]:
-    return [item for item in request.deliveries if item.artifact.spec.format in family.formats]
-
-
-def _named(request: BundleRequest) -> dict[str, str]:
-    card = request.card
-    return {"title": naming.comment(f"{card.name} {card.version}"), "prefix": naming.type_name(card.name)}
-
-
-def _imports(modules: Iterable[str], *, exported: bool = False) -> str:
-    """Return imports of modules that are there in the package; copied into an app, the files are one module."""
-    word = "@_exported import" if exported else "import"
-    return "".join(f"#if canImport({module})\n{word} {module}\n#endif\n" for module in modules)
-
-
-def _contract(request: BundleRequest) -> str:
-    card = request.card
-    labels = ",\n".join(f"        {naming.swift_string(label)}" for label in card.labels)
-    values = {
-        "name": naming.swift_string(card.name),
-        "version": naming.swift_string(card.version),
-        "labels": labels,
+def _models(request: BundleRequest) -> dict[Family, tuple[SwiftModel, ...]]:
+    """Return the models of each family that is in the bundle, preferred first."""
+    return {
+        family: tuple(
+            model_of(request.card, delivery)
+            for delivery in request.deliveries
+            if delivery.artifact.spec.format in family.formats
+        )
+        for family in families_of(delivery.artifact.spec for delivery in request.deliveries)
     }
-    return render("ios/Contract.swift", _named(request) | values)
 
 
-def _prepared(request: BundleRequest, path: str) -> str:
-    """Return the file at `path` that holds the contract as constants: the preprocessing, or the naming of mistakes."""
-    contract = request.card.preprocess
-    element, cast = CASTS[contract["dtype"]]
+def _preparation(card: ModelCard) -> Preparation:
+    contract = card.preprocess
+    element, limits = PREPARED[contract["dtype"]]
     height, width = contract["size"]
-    kind = "Mistakes" if path.endswith("Mistakes.swift") else "Preprocessing"
-    values = {
-        "width": str(width),
-        "height": str(height),
-        **{key: str(contract[key]) for key in ("color", "layout", "resize", "fit")},
-        "scale": repr(float(contract["scale"])),
-        "mean": ", ".join(repr(float(value)) for value in contract["mean"]),
-        "std": ", ".join(repr(float(value)) for value in contract["std"]),
-        "element": element,
-    }
-    if kind == "Mistakes":
-        limits = {"float32": "nil", "uint8": "0...255", "int8": "-128...127"}[contract["dtype"]]
-        channels = "1" if contract["color"] == "L" else "3"
-        values |= {"limits": limits, "channels": channels, "times": f"{float(contract['scale']):.6g}"}
-    else:
-        values |= {
-            "type": naming.type_name(request.card.name, kind),
-            "pad": str(contract["pad"]),
-            "cast": cast,
-        }
-    return render(f"ios/{kind}.swift", _named(request) | values)
-
-
-def _tests(request: BundleRequest, family: Family) -> str:
-    """Return the XCTest that replays the golden vectors of one family."""
-    card, members = request.card, _members(request, family)
-    imports = _imports([contract_module(card.name, family), golden_module(card.name, family)])
-    models = _imports(type_of(card.name, item.artifact.spec) for item in members)
-    tests = "".join(_model_test(request, item) for item in members)
-    if family.formats == {Format.MLPACKAGE}:
-        tests = f"\n    #if canImport(CoreML)\n{tests.lstrip(chr(10))}    #endif\n"
-    if prepares(card.preprocess):
-        imports = f"#if canImport(ImageIO)\nimport ImageIO\n#endif\n{imports}"
-        element, _ = CASTS[card.preprocess["dtype"]]
-        tests = render("ios/GoldenPictureTests.swift", _named(request) | {"element": element}) + tests
-    return render(
-        "ios/GoldenTests.swift",
-        _named(request)
-        | {"type": tests_module(card.name, family), "imports": f"{imports}{models}", "tests": tests},
+    return Preparation(
+        card=card,
+        prefix=naming.type_name(card.name),
+        width=width,
+        height=height,
+        color=contract["color"],
+        layout=contract["layout"],
+        resize=contract["resize"],
+        fit=contract["fit"],
+        pad=contract["pad"],
+        scale=float(contract["scale"]),
+        mean=tuple(map(float, contract["mean"])),
+        std=tuple(map(float, contract["std"])),
+        element=element,
+        limits=limits,
     )
 
 
-def _model_test(request: BundleRequest, delivery: Delivery) -> str:
-    artifact = delivery.artifact
-    called = signature_of(artifact)
-    arguments = [
-        f"{name}: try sample.input({naming.swift_string(spec.name)}).values.map {{ {element}($0) }}"
-        for name, spec, element in zip(called.inputs, artifact.inputs, called.elements, strict=True)
-    ]
-    for axis, name in called.axes.items():
-        owner = next(spec for spec in artifact.inputs if axis in spec.shape)
-        place = owner.shape.index(axis)
-        arguments.append(f"{name}: try sample.input({naming.swift_string(owner.name)}).shape[{place}]")
-    answers = [
-        f"                    {naming.swift_string(spec.name)}: answers.{name}.map {{ Double($0) }}"
-        for name, spec in zip(called.outputs, artifact.outputs, strict=True)
-    ]
-    return render(
-        "ios/GoldenModelTest.swift",
-        {
-            "type": type_of(request.card.name, artifact.spec),
-            "file": naming.swift_string(artifact.path.name),
-            "arguments": f"\n                {(',' + chr(10) + ' ' * 16).join(arguments)}",
-            "answers": ",\n".join(answers),
-        },
+def _tests(card: ModelCard, family: Family, models: tuple[SwiftModel, ...]) -> GoldenTests:
+    shared = (contract_module(card.name, family), golden_module(card.name, family))
+    return GoldenTests(
+        card=card,
+        prefix=naming.type_name(card.name),
+        tests_module=tests_module(card.name, family),
+        modules=(*shared, *(model.type for model in models)),
+        models=models,
+        is_core_ml=family.formats == {Format.MLPACKAGE},
+        element=PREPARED[card.preprocess["dtype"]][0] if prepares(card.preprocess) else None,
     )

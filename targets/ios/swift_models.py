@@ -1,7 +1,7 @@
 """Swift for one artifact: a class with typed inputs and outputs around Core ML or onnxruntime.
 
-Pure: from an artifact to a text. Names, shapes and types come from the artifact; the code itself lies in
-`templates/ios/`.
+Pure: from an artifact to a text. Names and types come from the artifact; the code itself lies in `templates/ios/`, which
+reads the dataclasses of this module.
 """
 
 from __future__ import annotations
@@ -12,58 +12,89 @@ from dataclasses import dataclass
 from exporter.artifacts import Artifact, ArtifactSpec, Format, TensorSpec
 from exporter.errors import UnsupportedError
 from targets import naming
-from targets.base import BundleRequest, Delivery, ModelCard
+from targets.base import Delivery, ModelCard
 from targets.documents import render
 
 RUNTIME_WORDS: Mapping[Format, str] = {Format.ONNX: "Onnx", Format.ORT: "Ort", Format.MLPACKAGE: "CoreML"}
 
-CASTS: Mapping[str, tuple[str, str]] = {
-    "float32": ("Float", "Float(value)"),
-    "uint8": ("UInt8", "UInt8(max(0, min(255, value.rounded(.toNearestOrEven))))"),
-    "int8": ("Int8", "Int8(max(-128, min(127, value.rounded(.toNearestOrEven))))"),
+PREPARED: Mapping[str, tuple[str, tuple[int, int] | None]] = {
+    "float32": ("Float", None),
+    "uint8": ("UInt8", (0, 255)),
+    "int8": ("Int8", (-128, 127)),
 }
-"""For each dtype that preprocessing makes in Swift: the element, and the expression that makes one of a `value`."""
-
-_CORE_ML_SETUP = """\
-        let coreML = ORTCoreMLExecutionProviderOptions()
-        coreML.createMLProgram = true
-        coreML.onlyAllowStaticInputShapes = true
-        try settings.appendCoreMLExecutionProvider(with: coreML)"""
+"""For each dtype that preprocessing makes in Swift: the element, and the limits of a rounded one."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Element:
-    """How a dtype looks in Swift: its element type, its Core ML and onnxruntime types (empty: not taken)."""
+class Element:
+    """How a dtype looks in Swift: its element type, as an input and as an answer.
+
+    `core_ml` and `onnx` are the runtimes' types for it, empty where one does not take it; `from_number` reads one from an
+    `NSNumber`.
+    """
 
     swift: str
+    answered: str
     core_ml: str
     onnx: str
     from_number: str
 
 
-# Core ML arrays hold float16, float32, float64 and int32 only.
-_ELEMENTS: Mapping[str, _Element] = {
-    "float32": _Element("Float", ".float32", ".float", "floatValue"),
-    "float16": _Element("Float16", ".float16", "", "floatValue"),
-    "float64": _Element("Double", ".double", "", "doubleValue"),
-    "int32": _Element("Int32", ".int32", ".int32", "int32Value"),
-    "int64": _Element("Int64", "", ".int64", "int64Value"),
-    "int8": _Element("Int8", "", ".int8", "int8Value"),
-    "uint8": _Element("UInt8", "", ".uInt8", "uint8Value"),
+# Core ML arrays hold float16, float32, float64 and int32 only; their numbers come out widened, a float16 as Float.
+_ELEMENTS: Mapping[str, Element] = {
+    "float32": Element("Float", "Float", ".float32", ".float", "floatValue"),
+    "float16": Element("Float16", "Float", ".float16", "", "floatValue"),
+    "float64": Element("Double", "Double", ".double", "", "doubleValue"),
+    "int32": Element("Int32", "Int32", ".int32", ".int32", "int32Value"),
+    "int64": Element("Int64", "Int64", "", ".int64", "int64Value"),
+    "int8": Element("Int8", "Int8", "", ".int8", "int8Value"),
+    "uint8": Element("UInt8", "UInt8", "", ".uInt8", "uint8Value"),
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Signature:
-    """How Swift calls a model: names of inputs, of the sizes of named axes, and of outputs, all different where they meet.
+class Tensor:
+    """One input or output in Swift: the identifier that stands for it, and what its elements are."""
 
-    `axes` gives the parameter for each named axis; `elements` are the Swift types of the inputs.
+    spec: TensorSpec
+    variable: str
+    element: Element
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """The parameter for the size of a named axis, and where a sample says it: dimension `place` of the input `owner`."""
+
+    variable: str
+    owner: str
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class SwiftModel:
+    """One artifact in Swift: its class, and how that is called. Names are all different where they meet.
+
+    `axes` has the named axes in order of appearance; `score` is the output that `score_output` finds; `uses_core_ml` says
+    whether onnxruntime hands what it can to Core ML.
     """
 
-    inputs: tuple[str, ...]
-    axes: Mapping[str, str]
-    outputs: tuple[str, ...]
-    elements: tuple[str, ...]
+    artifact: Artifact
+    type: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    axes: Mapping[str, Axis]
+    score: str | None
+    uses_core_ml: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """What `CoreMLModel.swift` and `OnnxModel.swift` read."""
+
+    card: ModelCard
+    prefix: str
+    contract_module: str
+    model: SwiftModel
 
 
 def type_of(name: str, spec: ArtifactSpec) -> str:
@@ -71,28 +102,34 @@ def type_of(name: str, spec: ArtifactSpec) -> str:
     return naming.type_name(name, spec.stem_suffix, RUNTIME_WORDS[spec.format])
 
 
-def signature_of(artifact: Artifact) -> Signature:
-    """Return how the class of `artifact` is called; `UnsupportedError` for a dtype that its runtime does not take."""
+def model_of(card: ModelCard, delivery: Delivery) -> SwiftModel:
+    """Return what one artifact is in Swift.
+
+    Raises `UnsupportedError` for a tensor whose dtype the runtime's Swift interface does not take.
+    """
+    artifact = delivery.artifact
     # Core ML packages have fixed shapes: no axis is left to name.
     axes = naming.axis_names(spec.shape for spec in artifact.inputs)
     names = naming.value_names([*(spec.name for spec in artifact.inputs), *axes])
     count = len(artifact.inputs)
-    return Signature(
-        inputs=tuple(names[:count]),
-        axes=dict(zip(axes, names[count:], strict=True)),
-        outputs=tuple(naming.value_names(spec.name for spec in artifact.outputs)),
-        elements=tuple(_element(artifact, spec).swift for spec in artifact.inputs),
+    return SwiftModel(
+        artifact=artifact,
+        type=type_of(card.name, artifact.spec),
+        inputs=_tensors(artifact, artifact.inputs, names[:count]),
+        outputs=_tensors(
+            artifact, artifact.outputs, naming.value_names(spec.name for spec in artifact.outputs)
+        ),
+        axes={axis: _axis(artifact, axis, name) for axis, name in zip(axes, names[count:], strict=True)},
+        score=score_output(card, artifact),
+        uses_core_ml=any(runtime.runtime == "onnxruntime-coreml" for runtime in delivery.runtimes),
     )
 
 
-def source_of(request: BundleRequest, delivery: Delivery, imports: str) -> str:
-    """Return the Swift file of one artifact, which starts with `imports`.
-
-    Raises `UnsupportedError` for a tensor whose dtype the runtime's Swift interface does not take.
-    """
-    if delivery.artifact.spec.format is Format.MLPACKAGE:
-        return _core_ml_source(request, delivery.artifact, imports)
-    return _onnx_source(request, delivery, imports)
+def source_of(card: ModelCard, model: SwiftModel, contract_module: str) -> str:
+    """Return the Swift file of one artifact, which hands on `contract_module`."""
+    template = "CoreMLModel" if model.artifact.spec.format is Format.MLPACKAGE else "OnnxModel"
+    facts = ModelFile(card, naming.type_name(card.name), contract_module, model)
+    return render(f"ios/{template}.swift", facts)
 
 
 def score_output(card: ModelCard, artifact: Artifact) -> str | None:
@@ -101,7 +138,7 @@ def score_output(card: ModelCard, artifact: Artifact) -> str | None:
     It does where preprocessing makes the only input and the only output is a row of real numbers, one for each label.
     """
     contract = card.preprocess
-    if contract.get("dtype") not in CASTS or len(artifact.inputs) != 1 or len(artifact.outputs) != 1:
+    if contract.get("dtype") not in PREPARED or len(artifact.inputs) != 1 or len(artifact.outputs) != 1:
         return None
     (taken,), (given,) = artifact.inputs, artifact.outputs
     (height, width), channels = contract["size"], 1 if contract["color"] == "L" else 3
@@ -120,7 +157,18 @@ def _one(shape: Sequence[int | str]) -> list[int]:
     return [side for side in shape if isinstance(side, int) and side != 1]
 
 
-def _element(artifact: Artifact, spec: TensorSpec) -> _Element:
+def _tensors(artifact: Artifact, specs: Sequence[TensorSpec], names: Sequence[str]) -> tuple[Tensor, ...]:
+    return tuple(
+        Tensor(spec, name, _element(artifact, spec)) for spec, name in zip(specs, names, strict=True)
+    )
+
+
+def _axis(artifact: Artifact, axis: str, variable: str) -> Axis:
+    owner = next(spec for spec in artifact.inputs if axis in spec.shape)
+    return Axis(variable, owner.name, owner.shape.index(axis))
+
+
+def _element(artifact: Artifact, spec: TensorSpec) -> Element:
     element = _ELEMENTS.get(spec.dtype)
     takes = element and (element.core_ml if artifact.spec.format is Format.MLPACKAGE else element.onnx)
     if element is None or not takes:
@@ -130,109 +178,3 @@ def _element(artifact: Artifact, spec: TensorSpec) -> _Element:
             fix="give the model a float32 or int32 tensor there, or leave this artifact out of [targets.ios]",
         )
     return element
-
-
-def _shared(request: BundleRequest, artifact: Artifact, imports: str) -> dict[str, str]:
-    card, called = request.card, signature_of(artifact)
-    fields = [
-        f"        public let {name}: [{_answer_type(artifact, spec)}]"
-        for name, spec in zip(called.outputs, artifact.outputs, strict=True)
-    ]
-    shapes = ", ".join(
-        f"`{name}` is {spec.dtype} [{', '.join(map(str, spec.shape))}]"
-        for name, spec in zip(called.inputs, artifact.inputs, strict=True)
-    )
-    is_scored = score_output(card, artifact) is not None
-    drawing = "#if canImport(CoreGraphics)\nimport CoreGraphics\n#endif\n" if is_scored else ""
-    parameters = [
-        *(f"{name}: [{kind}]" for name, kind in zip(called.inputs, called.elements, strict=True)),
-        *(f"{name}: Int" for name in called.axes.values()),
-    ]
-    return {
-        "title": naming.comment(f"{card.name} {card.version}"),
-        "prefix": naming.type_name(card.name),
-        "artifact": str(artifact.spec),
-        "file_comment": naming.comment(artifact.path.name),
-        "type": type_of(card.name, artifact.spec),
-        "sha256": artifact.sha256,
-        "imports": f"{drawing}{imports}",
-        "output_fields": "\n".join(fields),
-        "run_doc": naming.comment(f"{shapes}."),
-        "parameters": ", ".join(parameters),
-        "classify": _classify(request, artifact, called),
-    }
-
-
-def _classify(request: BundleRequest, artifact: Artifact, called: Signature) -> str:
-    output = score_output(request.card, artifact)
-    if output is None:
-        return ""
-    arguments = ", ".join([f"{called.inputs[0]}: pixels", *(f"{axis}: 1" for axis in called.axes.values())])
-    prefix = naming.type_name(request.card.name)
-    return render("ios/Classify.swift", {"prefix": prefix, "arguments": arguments, "output": output})
-
-
-def _answer_type(artifact: Artifact, spec: TensorSpec) -> str:
-    element = _element(artifact, spec)
-    # Core ML's numbers come out widened; a float16 answer is read as Float.
-    return "Float" if element.swift == "Float16" else element.swift
-
-
-def _core_ml_source(request: BundleRequest, artifact: Artifact, imports: str) -> str:
-    called = signature_of(artifact)
-    feeds = [
-        f"            {naming.swift_string(spec.name)}: try Self.tensor({naming.swift_string(spec.name)}, {name}, "
-        f"[{', '.join(map(str, spec.shape))}], {_element(artifact, spec).core_ml})"
-        for name, spec in zip(called.inputs, artifact.inputs, strict=True)
-    ]
-    results = [
-        f"            {name}: try Self.numbers(results, {naming.swift_string(spec.name)})"
-        f".map {{ $0.{_element(artifact, spec).from_number} }}"
-        for name, spec in zip(called.outputs, artifact.outputs, strict=True)
-    ]
-    return render(
-        "ios/CoreMLModel.swift",
-        {
-            **_shared(request, artifact, imports),
-            "resource": naming.swift_string(artifact.path.name.removesuffix(".mlpackage")),
-            "feeds": ",\n".join(feeds),
-            "results": ",\n".join(results),
-        },
-    )
-
-
-def _onnx_source(request: BundleRequest, delivery: Delivery, imports: str) -> str:
-    artifact = delivery.artifact
-    called = signature_of(artifact)
-    feeds = [
-        f"            {naming.swift_string(spec.name)}: try Self.tensor({naming.swift_string(spec.name)}, {name}, "
-        f"[{', '.join(_dimension(axis, called.axes) for axis in spec.shape)}], {_element(artifact, spec).onnx})"
-        for name, spec in zip(called.inputs, artifact.inputs, strict=True)
-    ]
-    results = [
-        f"            {name}: try Self.values(results, {naming.swift_string(spec.name)}, "
-        f"as: {_element(artifact, spec).swift}.self)"
-        for name, spec in zip(called.outputs, artifact.outputs, strict=True)
-    ]
-    uses_core_ml = any(runtime.runtime == "onnxruntime-coreml" for runtime in delivery.runtimes)
-    return render(
-        "ios/OnnxModel.swift",
-        {
-            **_shared(request, artifact, imports),
-            "file": naming.swift_string(artifact.path.name),
-            "provider_doc": "What Core ML takes runs there, in ML Program format; the rest runs on the CPU."
-            if uses_core_ml
-            else "Runs on the CPU: the Core ML provider would split a quantised or dynamic graph into "
-            "pieces.",
-            "provider_setup": _CORE_ML_SETUP
-            if uses_core_ml
-            else "        try settings.setGraphOptimizationLevel(.all)",
-            "feeds": ",\n".join(feeds),
-            "output_names": ", ".join(naming.swift_string(spec.name) for spec in artifact.outputs),
-            "results": ",\n".join(results),
-        },
-    )
-
-
-def _dimension(axis: int | str, sizes: Mapping[str, str]) -> str:
-    return f"NSNumber(value: {sizes[axis]})" if isinstance(axis, str) else str(axis)

@@ -19,7 +19,6 @@ from semver import Version
 from exporter.artifacts import ArtifactSpec, Format
 from exporter.errors import IntegrityError
 from exporter.system.files import sorted_files, write_bytes
-from targets import naming
 from targets.documents import render
 from targets.ios import swift
 from targets.ios.git_repository import commit_of, references, require_tag
@@ -28,16 +27,12 @@ from targets.ios.swift_models import type_of
 from targets.packaging.base import Bundle, BundleModel, Ecosystem, Package, Published
 from targets.packaging.zips import zip_of
 
-_ONNXRUNTIME = "onnxruntime-swift-package-manager"
-_ONNXRUNTIME_PACKAGE = f'.package(url: "https://github.com/microsoft/{_ONNXRUNTIME}", from: "1.20.0")'
-_ONNXRUNTIME_PRODUCT = f'.product(name: "onnxruntime", package: "{_ONNXRUNTIME}")'
 _MACOS_BEHIND_IOS = 3
 _LAST_SEPARATE_IOS = 18
-_INDENT = " " * 8
 
 
 @dataclass(frozen=True, slots=True)
-class _Member:
+class Member:
     """One artifact of a package: its module, and what `models.json` says of it."""
 
     module: str
@@ -52,7 +47,35 @@ class _Plan:
     bundle: Bundle
     family: Family
     name: str
-    members: tuple[_Member, ...]
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What `Package.swift` reads: model and version, the package's name and modules, the oldest systems."""
+
+    name: str
+    version: str
+    package: str
+    contract_module: str
+    golden_module: str
+    tests_module: str
+    members: tuple[Member, ...]
+    needs_onnxruntime: bool
+    ios: str
+    macos: str
+
+
+@dataclass(frozen=True, slots=True)
+class Readme:
+    """What the package's `README.md` reads; `classifies` says what its first artifact does."""
+
+    name: str
+    version: str
+    golden_module: str
+    members: tuple[Member, ...]
+    needs_onnxruntime: bool
+    classifies: bool
 
 
 def pack(bundle: Bundle, destination: Path, *, minimum: str) -> tuple[Package, ...]:
@@ -88,7 +111,7 @@ def _rank(version: Version) -> tuple[bool, Version, str]:
 
 def _plans(bundle: Bundle) -> list[_Plan]:
     members = [
-        _Member(type_of(bundle.name, spec), spec, model)
+        Member(type_of(bundle.name, spec), spec, model)
         for model in bundle.models
         for spec in (ArtifactSpec.parse(model.artifact),)
     ]
@@ -179,46 +202,19 @@ def _read(bundle: Bundle, path: str) -> bytes:
 
 def _manifest(plan: _Plan, minimum: str) -> str:
     name, family = plan.bundle.name, plan.family
-    contract, golden = swift.contract_module(name, family), swift.golden_module(name, family)
-    modules = [member.module for member in plan.members]
-    runtime = (_ONNXRUNTIME_PRODUCT,) if _needs_onnxruntime(family) else ()
-    targets = [
-        _target("target", contract),
-        *(
-            _target("target", member.module, (_quoted(contract), *runtime), f"Resources/{member.model.file}")
-            for member in plan.members
-        ),
-        _target("target", golden, (), "golden"),
-        _target(
-            "testTarget", swift.tests_module(name, family), tuple(map(_quoted, (contract, golden, *modules)))
-        ),
-    ]
-    products = [
-        f"{_INDENT}.library(name: {_quoted(each)}, targets: [{_quoted(each)}])" for each in (*modules, golden)
-    ]
-    return render(
-        "ios/Package.swift",
-        {
-            "title": naming.comment(f"{name} {plan.bundle.version}"),
-            "package": _quoted(plan.name),
-            "platforms": f'.iOS("{_dotted(minimum)}"), .macOS("{macos_of(minimum)}")',
-            "products": ",\n".join(products),
-            "dependencies": f"\n{_INDENT}{_ONNXRUNTIME_PACKAGE}\n    " if runtime else "",
-            "targets": ",\n".join(targets),
-        },
+    facts = Manifest(
+        name=name,
+        version=plan.bundle.version,
+        package=plan.name,
+        contract_module=swift.contract_module(name, family),
+        golden_module=swift.golden_module(name, family),
+        tests_module=swift.tests_module(name, family),
+        members=plan.members,
+        needs_onnxruntime=_needs_onnxruntime(family),
+        ios=_dotted(minimum),
+        macos=macos_of(minimum),
     )
-
-
-def _target(kind: str, name: str, needs: Sequence[str] = (), resource: str = "") -> str:
-    lines = [f"name: {_quoted(name)}"]
-    lines += [f"dependencies: [{', '.join(needs)}]"] if needs else []
-    lines += [f"resources: [.copy({_quoted(resource)})]"] if resource else []
-    inner = f",\n{_INDENT}    ".join(lines)
-    return f"{_INDENT}.{kind}(\n{_INDENT}    {inner}\n{_INDENT})"
-
-
-def _quoted(text: str) -> str:
-    return naming.swift_string(text)
+    return render("ios/Package.swift", facts)
 
 
 def _needs_onnxruntime(family: Family) -> bool:
@@ -241,21 +237,12 @@ def macos_of(minimum: str) -> str:
 
 def _readme(plan: _Plan) -> str:
     bundle = plan.bundle
-    rows = [
-        f"| `{member.module}` | `{member.model.file}` | {', '.join(member.model.runtimes)} "
-        f"| {member.model.size_bytes / 1e6:.3f} MB | `{member.model.sha256}` |"
-        for member in plan.members
-    ]
-    example = "let scores = try model.classify(image)  // an upright CGImage; best first"
-    is_classifier = b"func classify(" in _read(bundle, swift.model_file(bundle.name, plan.members[0].spec))
-    return render(
-        "ios/README.md",
-        {
-            "title": naming.comment(f"{bundle.name} {bundle.version}"),
-            "runtime": "onnxruntime" if _needs_onnxruntime(plan.family) else "Core ML",
-            "rows": "\n".join(rows),
-            "first": plan.members[0].module,
-            "example": example if is_classifier else "// model.run(...) takes and returns row-major arrays",
-            "golden": swift.golden_module(bundle.name, plan.family),
-        },
+    facts = Readme(
+        name=bundle.name,
+        version=bundle.version,
+        golden_module=swift.golden_module(bundle.name, plan.family),
+        members=plan.members,
+        needs_onnxruntime=_needs_onnxruntime(plan.family),
+        classifies=b"func classify(" in _read(bundle, swift.model_file(bundle.name, plan.members[0].spec)),
     )
+    return render("ios/README.md", facts)

@@ -132,13 +132,12 @@ class Ios:
 
     def bundle(self, request: BundleRequest) -> None:
         """Write README.md, models.json, preprocess.json and `integration/` (Swift)."""
-        sources = swift.sources(request)
-        documents.write_texts(request.destination, sources)
+        documents.write_texts(request.destination, swift.sources(request))
         documents.write_common(
             request,
             platform="iOS",
             facts=_facts(request, _ios(request.options)),
-            usage=swift.usage(request, tuple(sources)),
+            usage=swift.usage(request),
         )
 
     def pack(self, request: PackRequest) -> tuple[Package, ...]:

@@ -22,9 +22,8 @@ from targets.base import BundleRequest, Capabilities, Exclusion, TargetOptions
 from targets.packaging.base import Ecosystem, Package, PackRequest
 from targets.raspberry_pi import pip_index
 from targets.raspberry_pi.archive import tarball_of
+from targets.raspberry_pi.script import RUN_SCRIPT, run_script
 from targets.raspberry_pi.wheel import REQUIRES_PYTHON, Wheel, make_wheel
-
-RUN_SCRIPT = Path(__file__).parents[1] / "templates" / "raspberry_pi" / "run.py"
 
 
 class Board(StrEnum):
@@ -54,6 +53,14 @@ BOARDS: Mapping[Board, BoardFacts] = MappingProxyType(
         Board.PI_5: BoardFacts("Raspberry Pi 5", "Cortex-A76", True, True),
     }
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What `usage.md` reads: the file name of the preferred artifact."""
+
+    first: str
+
 
 CAPABILITIES = Capabilities(
     version="1",
@@ -107,7 +114,7 @@ class RaspberryPi:
         documents.write_texts(
             request.destination,
             {
-                "run.py": RUN_SCRIPT.read_text(encoding="utf-8"),
+                RUN_SCRIPT: run_script(),
                 "requirements.txt": _requirements(request),
             },
         )
@@ -115,7 +122,7 @@ class RaspberryPi:
             request,
             platform=f"{board.title} (64-bit)",
             facts=_facts(board),
-            usage=_usage(request),
+            usage=documents.render("raspberry_pi/usage.md", Usage(request.deliveries[0].artifact.path.name)),
         )
 
     def pack(self, request: PackRequest) -> tuple[Package, ...]:
@@ -157,13 +164,13 @@ def _tarball_package(request: PackRequest) -> Package:
     bundle = request.bundle
     root = f"{bundle.name}-{bundle.version}-{bundle.target}"
     path = f"files/{bundle.name}/{bundle.version}/{root}.tar.gz"
-    content = tarball_of(bundle.folder, root, executable=frozenset({RUN_SCRIPT.name}))
+    content = tarball_of(bundle.folder, root, executable=frozenset({RUN_SCRIPT}))
     _write(request.destination, {path: content})
     return Package(
         ecosystem=Ecosystem.FILES,
         name=bundle.name,
         version=bundle.version,
-        lines=(f"curl -fsSL {{registry}}/{quote(path)} | tar xz && {root}/{RUN_SCRIPT.name}",),
+        lines=(f"curl -fsSL {{registry}}/{quote(path)} | tar xz && {root}/{RUN_SCRIPT}",),
         files=(path,),
     )
 
@@ -218,26 +225,6 @@ def _facts(board: BoardFacts) -> tuple[str, ...]:
         "a run made while the board was throttled or under-powered says nothing. Bits 0-3 are now, 16-19 "
         "since boot.",
     )
-
-
-def _usage(request: BundleRequest) -> str:
-    first = request.deliveries[0].artifact.path.name
-    return f"""\
-```
-python -m pip install -r requirements.txt
-python run.py                      # replay the golden vectors: preprocessing, parity and latency of every model
-python run.py --model {first} --threads 4 --json
-python run.py photo.jpg            # or x.npy, already preprocessed: the top labels
-python run.py --check-tensor x.npy # what your own code made of golden/0/raw.*.png: the mistake in it, by name
-```
-
-In Python: `from run import Model`, `Model().predict("photo.jpg")`.
-
-`run.py` needs numpy and either `onnxruntime` or `ai-edge-litert` (or the older `tflite-runtime`,
-which takes the float and static int8 files without int8 embeddings only), and Pillow
-only for pictures. It exits with 0 when every golden picture gives its tensor and every replayed model is within
-tolerance, with 14 when one is not.
-"""
 
 
 TARGET = RaspberryPi()

@@ -19,9 +19,9 @@ from exporter.errors import UnsupportedError
 from exporter.system.files import sorted_files
 from targets.packaging.base import Bundle
 from targets.packaging.zips import zip_of
+from targets.raspberry_pi.script import RUN_SCRIPT
 
 REQUIRES_PYTHON = ">=3.11"
-RUN_SCRIPT = "run.py"
 SUFFIX = "-edge"
 _SCRIPT_API = re.compile(r"^API_VERSION = 1$", re.MULTILINE)
 _RUNTIMES = {"onnxruntime": ("onnxruntime", (".onnx", ".ort")), "litert": ("ai-edge-litert", (".tflite",))}

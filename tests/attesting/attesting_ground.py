@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from report_ground import reported
 
 ROOT = Path(__file__).resolve().parents[2]
 USER, HOST, FOLDER = "annabelle-tester", "workbench-of-annabelle", "private-attic"
@@ -118,7 +119,7 @@ def build(recipe: Path, out: Path, **environment: str) -> Built:
     )
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)
-    return Built(Path(answer["path"]), recipe, answer["report"])
+    return Built(Path(answer["path"]), recipe, reported(answer))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -210,7 +210,7 @@ def test_package_urls_are_spelled_as_the_specification_wants() -> None:
 
 
 def test_extras_count_only_where_their_format_is_made() -> None:
-    plain, tflite = taking_part([Format.ONNX]), taking_part([Format.ONNX, Format.TFLITE])
+    plain, tflite = (dict(taking_part(kinds)) for kinds in ([Format.ONNX], [Format.ONNX, Format.TFLITE]))
     assert set(plain) <= set(tflite)
     assert "pydantic-core" in plain, "what is required is followed to what that requires"
     assert "litert-torch" in tflite

@@ -15,7 +15,7 @@ from calibration.dataset import Dataset, IndexedDataset
 from calibration.preprocess import Preprocess
 from calibration.sources import open_dataset
 from exporter.artifacts import TensorSpec
-from exporter.errors import CalibrationError, EdgeError, RecipeError, UnsupportedError
+from exporter.errors import CalibrationError, EdgeError, InputError, RecipeError, UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -372,7 +372,7 @@ def test_without_the_library_the_fix_is_named(tmp_path: Path, monkeypatch: pytes
     error = refused(
         UnsupportedError, tmp_path, IDS, source="text", path="lines.txt", tokenizer="tokenizer.json"
     )
-    assert "pip install tokenizers" in error.fix
+    assert "pip install 'edge-exporter[text]'" in error.fix
 
 
 # --- the user's own code
@@ -397,11 +397,12 @@ def test_a_users_module_cannot_stand_for_ours(tmp_path: Path) -> None:
     [
         (
             "def samples():\n    raise ValueError('no camera')",
-            r"mine.py:samples raised ValueError at mine.py:2: no camera",
+            r"data.callable mine.py:samples failed: ValueError: no camera \(mine.py line 2\)",
         ),
-        ("def samples():\n    yield {}\n    raise SystemExit(3)", r"raised SystemExit at mine.py:3: 3"),
-        ("import nothing_of_the_kind\ndef samples(): ...", r"raised ModuleNotFoundError at mine.py:1"),
-        ("def samples( :", r"raised SyntaxError"),
+        (
+            "def samples():\n    yield {}\n    raise SystemExit(3)",
+            r"failed: SystemExit: 3 \(mine.py line 3\)",
+        ),
         ("def samples():\n    return 5", "returned int"),
         ("def samples():\n    return [1]", "gave int for sample 0"),
         ("def samples():\n    return [{'image': [object()]}]", "gave 'image' as Python objects"),
@@ -413,6 +414,57 @@ def test_a_users_failure_names_its_line(tmp_path: Path, code: str, message: str)
         opened(tmp_path, source="python", callable="mine.py:samples")
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            "import nothing_of_the_kind\ndef samples(): ...",
+            r"data.callable mine.py:samples: mine.py fails while it is imported: ModuleNotFoundError: .* \(mine.py line 1\)",
+        ),
+        ("def samples( :", r"SyntaxError"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_named_like_any_other_code(
+    tmp_path: Path, code: str, message: str
+) -> None:
+    (tmp_path / "mine.py").write_text(code)
+    with pytest.raises(InputError, match=message):
+        opened(tmp_path, source="python", callable="mine.py:samples")
+
+
+def test_sources_and_tokenizers_of_the_users_import_their_neighbours_when_they_run(tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "mine.py").write_text(
+        "import shapes\n"
+        "def samples():\n    yield {'image': shapes.zeros()}\n"
+        "    from late import ones\n    yield {'image': ones()}\n"
+        "def tokenize(text):\n    import late\n    return late.encoded(text)\n"
+    )
+    (tmp_path / "code" / "shapes.py").write_text(
+        "import numpy as np\ndef zeros(): return np.zeros((1, 3, 4, 4))\n"
+    )
+    (tmp_path / "late.py").write_text(
+        "import numpy as np\ndef ones(): return np.ones((1, 3, 4, 4))\n"
+        "def encoded(text): return {'input_ids': list(text.encode()), 'attention_mask': [1] * len(text)}\n"
+    )
+    (tmp_path / "lines.txt").write_text("ab\n")
+    images = opened(tmp_path, source="python", callable="code/mine.py:samples")
+    assert [[float(sample["image"].max()) for sample in images] for _ in range(2)] == [[0, 1], [0, 1]]
+    texts = opened(tmp_path, IDS, MASK, source="text", path="lines.txt", tokenizer="code/mine.py:tokenize")
+    assert [sample["input_ids"].tolist() for sample in texts] == [[[97, 98]]]
+
+
+def test_a_tokenizer_that_fails_is_named_by_its_key(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def tokenize(text):\n    return text.absent\n")
+    (tmp_path / "lines.txt").write_text("ab\n")
+    config = {"source": "text", "path": "lines.txt"}
+    error = refused(CalibrationError, tmp_path, IDS, **config, tokenizer="mine.py:tokenize")
+    assert error.cause.startswith("data.tokenizer mine.py:tokenize failed: AttributeError: ")
+    assert error.cause.endswith(" (mine.py line 2)")
+    error = refused(InputError, tmp_path, IDS, **config, tokenizer="mine.py:other")
+    assert error.cause == "data.tokenizer mine.py:other: no callable other"
+
+
 def test_a_missing_label_is_named(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def samples():\n    return [{'image': 1.0}]")
     assert (
@@ -422,11 +474,19 @@ def test_a_missing_label_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "reference", ["mine.py", "mine.py:", ":samples", "absent.py:samples", "no.such.module:f", "mine.py:other"]
+    ("reference", "kind"),
+    [
+        ("mine.py", RecipeError),
+        ("mine.py:", RecipeError),
+        (":samples", RecipeError),
+        ("absent.py:samples", InputError),
+        ("no.such.module:f", InputError),
+        ("mine.py:other", InputError),
+    ],
 )
-def test_references_to_nothing_are_refused(tmp_path: Path, reference: str) -> None:
+def test_references_to_nothing_are_refused(tmp_path: Path, reference: str, kind: type[EdgeError]) -> None:
     (tmp_path / "mine.py").write_text("def samples():\n    return []")
-    error = refused(RecipeError, tmp_path, source="python", callable=reference)
+    error = refused(kind, tmp_path, source="python", callable=reference)
     assert "mine.py" in error.cause or reference in error.cause
 
 

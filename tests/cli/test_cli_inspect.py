@@ -187,4 +187,4 @@ def test_a_damaged_report_is_refused(workplace: Path, call: Call) -> None:
     (workplace / "report.json").write_text('{"model": 3}')
     result = call("inspect", ".")
     assert (result.exit_code, result.stderr.count("\n")) == (19, 1)
-    assert "report.json is damaged" in result.stderr
+    assert "report.json is damaged: " in result.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from exporter.bundle.report import json_schema as report_schema
 from exporter.recipe.recipe import json_schema
 from exporter.schemes import KNOWN_SCHEMES
 from targets.discovery import BUILT_IN
@@ -138,6 +140,53 @@ def test_the_demo_can_be_planned(model: str, call: Call) -> None:
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
+def without(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    """Make `modules` look as if they were not installed."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name in modules else found(name, *rest)
+    )
+
+
+def test_the_demo_leaves_out_what_is_not_installed_and_says_how_to_get_it(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(monkeypatch, "coremltools")
+    plan = json.loads(call("demo", "--plan", "--json").stdout)
+    assert "mlpackage" not in {planned["artifact"].partition(":")[0] for planned in plan["artifacts"]}
+    reason = (
+        ".mlpackage files need coremltools, which is not installed; "
+        "run: pip install 'edge-exporter[coreml]', or: edge-export setup coreml"
+    )
+    assert plan["refused"] == [
+        {"target": "ios", "artifact": artifact, "reason": reason}
+        for artifact in ("mlpackage:float16", "mlpackage:weight_only_wi8")
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["demo", "--format", "mlpackage"], ["build", "--target", "ios"]])
+def test_what_was_asked_for_and_is_not_installed_is_an_error(
+    recipe: Path, call: Call, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    without(monkeypatch, "coremltools")
+    extra = [recipe] if arguments[0] == "build" else []
+    result = call(*arguments, *extra, "--plan")
+    assert result.exit_code == 12
+    assert "run: pip install 'edge-exporter[coreml]'" in result.stderr
+
+
+def test_the_demo_makes_the_formats_and_targets_that_are_asked_for(call: Call) -> None:
+    options = ["--format", "onnx", "--format", "ort", "--target", "android", "--target", "raspberry-pi"]
+    plan = json.loads(call("demo", *options, "--plan", "--json").stdout)
+    assert {planned["artifact"].partition(":")[0] for planned in plan["artifacts"]} == {"onnx", "ort"}
+    assert plan["targets"] == ["android", "raspberry-pi"]
+    assert {refusal["reason"] for refusal in plan["refused"]} == {"only onnx, ort was asked for"}
+    again = call("demo", *options, "--plan").stdout.splitlines()[-1]
+    assert again == (
+        "  edge-export demo --model cnn --target android --target raspberry-pi --format onnx --format ort"
+    )
+
+
 def test_targets_tells_the_same_to_people_and_machines(call: Call) -> None:
     document = json.loads(call("targets", "--json").stdout)
     assert [target["name"] for target in document["targets"]] == list(BUILT_IN)
@@ -172,3 +221,9 @@ def test_a_target_that_cannot_be_used_is_named_and_hides_no_other(
 
 def test_schema_is_the_recipes(call: Call) -> None:
     assert json.loads(call("schema").stdout) == json_schema()
+    assert call("schema", "recipe").stdout == call("schema").stdout
+
+
+def test_schema_can_be_a_reports(call: Call) -> None:
+    assert json.loads(call("schema", "report").stdout) == report_schema()
+    assert call("schema", "reports").exit_code == 2

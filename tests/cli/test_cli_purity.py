@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 from cli_ground import run_python
 
-FRAMEWORKS = {"torch", "onnx", "onnx_ir", "onnxruntime", "litert_torch", "coremltools", "jax", "transformers"}
+FRAMEWORKS = {
+    "torch",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "litert_torch",
+    "coremltools",
+    "jax",
+    "transformers",
+    "jinja2",
+}
 
 SCRIPT = """
 import json, sys
@@ -34,7 +44,9 @@ def test_help_loads_nothing_but_click(arguments: list[str]) -> None:
     assert loaded_by(*arguments).isdisjoint(FRAMEWORKS | {"pydantic", "rich", "numpy"})
 
 
-@pytest.mark.parametrize("arguments", [["targets"], ["targets", "--json"], ["schema"], ["demo", "--plan"]])
+@pytest.mark.parametrize(
+    "arguments", [["targets"], ["targets", "--json"], ["schema"], ["schema", "report"], ["demo", "--plan"]]
+)
 def test_light_commands_load_no_framework(arguments: list[str]) -> None:
     assert loaded_by(*arguments).isdisjoint(FRAMEWORKS)
 

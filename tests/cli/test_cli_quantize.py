@@ -13,6 +13,7 @@ import pytest
 from cli_ground import make_tiny
 from click.testing import Result
 from onnx import TensorProto, helper, numpy_helper
+from report_ground import reported
 
 Call = Callable[..., Result]
 
@@ -47,7 +48,7 @@ def test_a_file_comes_out_that_runs_and_says_what_it_cost(
 ) -> None:
     result = call("quantize", tiny_onnx, "--data", data, "--scheme", scheme, "-o", "out.onnx", "--json")
     assert result.exit_code == 0, result.stderr
-    report = json.loads(result.stdout)["report"]
+    report = reported(json.loads(result.stdout))
     (artifact,) = report["artifacts"]
     assert artifact["artifact"] == f"onnx:{scheme}"
     assert artifact["evidence"]["fidelity"]["sqnr_db"] > 15
@@ -77,9 +78,9 @@ def test_a_budget_is_climbed_to_and_traced(call: Call, tiny_onnx: Path, data: Pa
         refused(result, 14, "no rung keeps max_drop = 0 points of top1", "layers that resist")
         return
     assert result.exit_code == 0, result.stderr
-    (recovery,) = json.loads(result.stdout)["report"]["recovery"]
+    (recovery,) = reported(json.loads(result.stdout))["recovery"]
     assert recovery["budget"] == 0 and recovery["rungs"][-1]["holds"]
-    assert json.loads(result.stdout)["report"]["artifacts"][0]["evidence"]["task"]["drop_points"] <= 0
+    assert reported(json.loads(result.stdout))["artifacts"][0]["evidence"]["task"]["drop_points"] <= 0
 
 
 def test_methods_are_applied_in_the_order_given(call: Call, tiny_onnx: Path, data: Path) -> None:
@@ -97,7 +98,7 @@ def test_methods_are_applied_in_the_order_given(call: Call, tiny_onnx: Path, dat
         "--json",
     )
     assert result.exit_code == 0, result.stderr
-    (recovery,) = json.loads(result.stdout)["report"]["recovery"]
+    (recovery,) = reported(json.loads(result.stdout))["recovery"]
     assert [rung["name"] for rung in recovery["rungs"]] == ["auto ranges", "rounding", "bias"]
 
 
@@ -111,7 +112,7 @@ def test_kept_layers_come_from_options_and_from_a_file(call: Call, tiny_onnx: Pa
         "quantize", tiny_onnx, "--data", data, "--keep-from", "keep.txt", "-o", "out.onnx", "--json"
     )
     assert result.exit_code == 0, result.stderr
-    left = json.loads(result.stdout)["report"]["artifacts"][0]["coverage"]["left_float"]
+    left = reported(json.loads(result.stdout))["artifacts"][0]["coverage"]["left_float"]
     assert left == {"Gemm: kept in float by the recipe": 1}
     Path("out.onnx").unlink()
     refused(
@@ -146,7 +147,7 @@ def test_graphs_of_every_opset(call: Call, data: Path, opset: int) -> None:
     onnx.save(model, "old.onnx")
     result = call("quantize", "old.onnx", "--data", data, "-o", "out.onnx", "--json")
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["report"]["artifacts"][0]["evidence"]["fidelity"]["sqnr_db"] > 15
+    assert reported(json.loads(result.stdout))["artifacts"][0]["evidence"]["fidelity"]["sqnr_db"] > 15
 
 
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console as RichConsole
 
+from exporter.bundle.report import read_report
 from exporter.cli.terminal import bars
 from exporter.cli.terminal.text import inert
 from exporter.cli.views import figures
@@ -26,45 +27,95 @@ Call = Callable[..., Result]
 
 LATENCY = {"p50_ms": 0.2214, "p90_ms": 0.3, "runs": 200, "threads": 1, "host": "x86_64 host, onnxruntime-cpu"}
 EVIDENCE: dict[str, Any] = {
+    "artifact": "onnx:weight_only_wi4_b128",
+    "runtime": "onnxruntime-cpu",
+    "runtime_version": "1.32.0",
     "not_run": None,
     "fidelity": {"sqnr_db": 32.41, "cosine": 0.99, "max_abs_error": 0.1, "agreement": 0.99, "samples": 540},
-    "task": {"metric": "top1", "reference": 0.9963, "value": 0.9926, "drop_points": 0.37},
+    "task": {"metric": "top1", "reference": 0.9963, "value": 0.9926, "interval": None, "drop_points": 0.37},
+    "disagreement": None,
+    "edge_cases": [],
     "latency": LATENCY,
+    "peak_rss_mb": 71.1,
+    "structure": {},
 }
+COVERAGE: dict[str, Any] = {
+    "quantized": 1,
+    "operators": 2,
+    "mac_share": 0.014,
+    "weight_share": 0.9,
+    "left_float": {},
+    "layers": [],
+}
+TENSORS: dict[str, Any] = {"inputs": [], "outputs": []}
 REPORT: dict[str, Any] = {
+    "schema": 1,
+    "tool": {"name": "edge-exporter", "version": "0.1.0"},
+    "libraries": {"onnx": "1.23.2"},
     "model": {
         "name": "digits-cnn",
         "version": "1.0.0",
+        "origin": "factory",
+        "inputs": [{"name": "image", "dtype": "float32", "shape": ["batch", 1, 32, 32]}],
+        "axes": {"batch": 1},
         "parameters": 155000,
+        "macs": 2289984,
         "float_bytes": 640000,
+        "float_sha256": "d5bb",
         "float_latency": {**LATENCY, "p50_ms": 0.129},
+    },
+    "recovery": [],
+    "data": {
+        "evaluated_on": "evaluation.npz (npz)",
+        "calibration_samples": None,
+        "calibration_fingerprint": None,
+        "rule": "auto",
     },
     "artifacts": [
         {
+            **TENSORS,
             "artifact": "onnx:weight_only_wi4_b128",
+            "file": "digits-cnn-weight_only_wi4_b128.onnx",
+            "targets": ["android"],
+            "runtimes": ["onnxruntime-cpu"],
             "size_bytes": 192000,
             "times_smaller": 3.333,
-            "coverage": {"mac_share": 0.014},
+            "sha256": "7249",
+            "coverage": COVERAGE,
             "evidence": EVIDENCE,
             "notes": ["[bold]convolutions[/bold] gain\x1b[31m nothing"],
+            "seconds": 0.2,
         },
         {
+            **TENSORS,
             "artifact": "mlpackage:float16",
+            "file": "digits-cnn-float16.mlpackage",
+            "targets": ["ios"],
+            "runtimes": ["coreml"],
             "size_bytes": 376000,
             "times_smaller": 1.702,
-            "coverage": {"mac_share": 0.0},
+            "sha256": "b103",
+            "coverage": {**COVERAGE, "quantized": 0, "mac_share": 0.0, "weight_share": 0.0},
             "evidence": {
+                **EVIDENCE,
+                "artifact": "mlpackage:float16",
+                "runtime": None,
+                "runtime_version": None,
                 "not_run": "Core ML runs on Apple systems only",
                 "fidelity": None,
                 "task": None,
                 "latency": None,
+                "peak_rss_mb": None,
             },
             "notes": [],
+            "seconds": 11.0,
         },
     ],
+    "gates": [],
     "refused": [{"artifact": "tflite:float16", "target": "android", "reason": "the model came as ONNX"}],
     "findings": ["calibration data: channel 3 is constant; look at the preprocessing"],
     "targets": {"android": {"folder": "android"}, "ios": {"folder": "ios"}},
+    "seconds": {"validating": 20.3},
 }
 
 SHOWN = r"""digits-cnn 1.0.0  155 k parameters, 640 kB as float32
@@ -146,15 +197,16 @@ def test_json_is_the_report_with_its_place(built: Path, call: Call) -> None:
 
 
 def test_a_build_hands_the_plan_on_and_shows_what_comes_back(
-    recipe: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+    built: Path, recipe: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    report = read_report(built / "report.json")
     asked: dict[str, Any] = {}
 
     def build(plan: Any, *, out: Path, progress: Any, log: Path, resume: bool) -> Any:
         asked.update(name=plan.recipe.model.name, out=out, log_exists=log.is_file())
         with progress.step("calibrating", 2) as advance:
             advance(1)
-        return types.SimpleNamespace(path=out / "tiny" / "1.0.0", report=REPORT)
+        return types.SimpleNamespace(path=out / "tiny" / "1.0.0", report=report)
 
     monkeypatch.setattr(importlib.import_module("exporter.jobs.build"), "build", build)
     result = call("build", recipe, "--out", "there", "-v")

@@ -1,8 +1,9 @@
-"""What tests of single methods stand on: a context with a small training loop of its own."""
+"""What tests of single methods stand on: a workshop with a small training loop of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from exporter.artifacts import ModelFigures, TensorSpec
-from exporter.compress.base import StepContext
+from exporter.compress.base import Workshop
 from exporter.model.source import SourceModel
 from exporter.progress import Silence
 from exporter.recipe.recipe import Recipe
@@ -90,8 +91,8 @@ class SmallTraining:
         self.calls: list[dict[str, Any]] = []
         self.seen: Callable[[nn.Module], None] = lambda module: None
 
-    def __call__(self, module: nn.Module, table: Any, **options: Any) -> TrainingRecord:
-        self.calls.append({"table": table, **options})
+    def __call__(self, module: nn.Module, table: Any, label: str, **options: Any) -> TrainingRecord:
+        self.calls.append({"table": table, "label": label, **options})
         inputs = tuple(torch.from_numpy(array) for array in self.data.training.values())
         assert self.data.training_labels is not None
         labels = torch.from_numpy(self.data.training_labels)
@@ -108,30 +109,59 @@ class SmallTraining:
         return TrainingRecord("loss", 0.0, 0.0, 0, 1, (0.0,), "all epochs", 0.0, resumed=False, processes=1)
 
 
-def make_context(
+def refuse(*_: Any, **__: Any) -> Any:
+    """Fail: this was not to be asked for."""
+    raise AssertionError("this step was not to do that")
+
+
+@dataclass(frozen=True, slots=True)
+class StubMeter:
+    """Figures that are made up by a function."""
+
+    figures: Callable[[SourceModel], ModelFigures] = refuse
+
+    def measure(self, source: SourceModel, folder: Path) -> ModelFigures:
+        return self.figures(source)
+
+    def race(self, folders: Sequence[Path], source: SourceModel, scratch: Path) -> list[float]:
+        raise AssertionError("a step times nothing itself")
+
+
+@dataclass(frozen=True, slots=True)
+class StubWorkshop(Workshop):
+    """A workshop in which `trainer` trains."""
+
+    trainer: Callable[..., TrainingRecord] = refuse
+
+    def train(self, module: nn.Module, table: Any, label: str, **options: Any) -> TrainingRecord:
+        return self.trainer(module, table, label, **options)
+
+
+def with_trainer(workshop: Workshop, trainer: Callable[..., TrainingRecord]) -> Workshop:
+    """Return `workshop` with `trainer` in place of the loop."""
+    return StubWorkshop(
+        **{field.name: getattr(workshop, field.name) for field in fields(Workshop)}, trainer=trainer
+    )
+
+
+def make_workshop(
     source: SourceModel,
     folder: Path,
     *,
-    train: Any = None,
+    train: Callable[..., TrainingRecord] = refuse,
     training: TrainingData | None = None,
     calibration: Any = None,
     measure: Callable[[SourceModel], ModelFigures] = count_parameters,
     recipe: Mapping[str, Any] | None = None,
-) -> StepContext:
-    """Return a context in which `measure` counts parameters and nothing exports."""
-
-    def refuse(*_: Any) -> Any:
-        raise AssertionError("this method asks for no export")
-
-    return StepContext(
-        recipe=RECIPE.model_copy(update=dict(recipe or {})),
+) -> Workshop:
+    """Return a workshop in which `measure` counts parameters, and `train` trains."""
+    return StubWorkshop(
         original=source,
+        recipe=RECIPE.model_copy(update=dict(recipe or {})),
         training=training,
         calibration=calibration,
         folder=folder,
         progress=Silence(),
-        measure=measure,
-        train=train or refuse,
-        export=refuse,
-        decide_regions=refuse,
+        meter=StubMeter(measure),
+        trainer=train,
     )

@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from compress_ground import StubMeter
 from torch import nn
 
 from exporter.artifacts import TensorSpec
-from exporter.compress.base import StepContext
+from exporter.compress.base import Workshop
 from exporter.judging.metrics import top1
 from exporter.model.source import SourceModel
 from exporter.progress import Silence
 from exporter.recipe.compression import TrainingTable
 from exporter.recipe.recipe import Recipe
 from exporter.training.data import TrainingData
-from exporter.training.loop import train
 
 CLASSES = 3
 EPOCHS = TrainingTable(epochs=6, batch_size=16, learning_rate=0.02)
@@ -85,32 +85,20 @@ def seeded(factory: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     return factory()
 
 
-def make_context(folder: Path, original: nn.Module, data: TrainingData) -> StepContext:
-    """Return a context whose `train` is the real loop; what distillation does not need fails."""
-
-    def bound(module: nn.Module, table: TrainingTable, *, name: str = "train", **keys: Any) -> Any:
-        options = {"progress": Silence(), "teacher": original, "recipe_folder": folder, **keys}
-        return train(module, data, table, folder=folder / name, **options)
-
+def make_workshop(folder: Path, original: nn.Module, data: TrainingData) -> Workshop:
+    """Return a workshop that measures nothing."""
     image = {"name": "image", "dtype": "float32", "shape": ["batch", 1, 8, 8]}
     model = {"name": "net", "version": "1.0.0", "factory": "x.py:f", "inputs": [image]}
     training = EPOCHS.model_dump(exclude_unset=True)
     recipe = Recipe.model_validate({"model": model, "training": training}).model_copy(
         update={"folder": folder}
     )
-    return StepContext(
-        recipe=recipe,
+    return Workshop(
         original=make_source(original),
+        recipe=recipe,
         training=data,
         calibration=None,
         folder=folder,
         progress=Silence(),
-        measure=_not_here,
-        train=bound,
-        export=_not_here,
-        decide_regions=_not_here,
+        meter=StubMeter(),
     )
-
-
-def _not_here(*_: object, **__: object) -> Any:
-    raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Small networks of every shape that pruning meets, and a step's context without a build around it."""
+"""Small networks of every shape that pruning meets, and a workshop without a build around it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from compress_ground import StubMeter, StubWorkshop, refuse
 from torch import Tensor, nn
 from torch.nn import functional
 
 from exporter.artifacts import ModelFigures, TensorSpec
-from exporter.compress.base import StepContext
+from exporter.compress.base import Workshop
 from exporter.model.source import SourceModel
 from exporter.progress import Silence
 from exporter.recipe.compression import TrainingTable
@@ -243,31 +244,25 @@ def outputs_of(source: SourceModel, module: nn.Module, count: int = 3) -> Tensor
         return cast(Tensor, module(feed))
 
 
-def context_of(
+def workshop_of(
     source: SourceModel,
     folder: Path,
     *,
     training: TrainingData | None = None,
     calibration: Any = None,
-    measure: Callable[[SourceModel], ModelFigures] | None = None,
-    train: Callable[..., TrainingRecord] | None = None,
-) -> StepContext:
+    measure: Callable[[SourceModel], ModelFigures] = refuse,
+    train: Callable[..., TrainingRecord] = refuse,
+) -> Workshop:
     recipe = SimpleNamespace(training=TrainingTable(), folder=folder, resolve=lambda path: folder / path)
-
-    def unexpected(*_: Any, **__: Any) -> Any:
-        raise AssertionError("this step was not to do that")
-
-    return StepContext(
-        recipe=cast(Recipe, recipe),
+    return StubWorkshop(
         original=source,
+        recipe=cast(Recipe, recipe),
         training=training,
         calibration=calibration,
         folder=folder,
         progress=Silence(),
-        measure=measure or unexpected,
-        train=train or unexpected,
-        export=unexpected,
-        decide_regions=unexpected,
+        meter=StubMeter(measure),
+        trainer=train,
     )
 
 

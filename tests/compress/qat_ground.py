@@ -9,26 +9,26 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import torch
+from compress_ground import StubMeter
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from calibration.collect import collect
 from calibration.dataset import ArrayDataset
 from exporter.artifacts import TensorSpec
-from exporter.compress.base import StepContext
+from exporter.compress.base import Workshop
 from exporter.judging.metrics import top1
 from exporter.model.source import SourceModel
 from exporter.progress import Silence
 from exporter.quantize.integers.encodings import Encodings
 from exporter.quantize.quantize import quantize
 from exporter.quantize.ranges import choose_ranges
-from exporter.quantize.regions import activation_values, decide_regions
+from exporter.quantize.regions import activation_values
 from exporter.recipe.compression import TrainingTable
 from exporter.recipe.recipe import ModelTable, QuantizeTable, Recipe
 from exporter.schemes import Scheme
 from exporter.stages.measure import export
 from exporter.training.data import TrainingData
-from exporter.training.loop import train
 
 IMAGE = (TensorSpec("image", "float32", ("batch", 1, 8, 8)),)
 IDS = (TensorSpec("ids", "int64", ("batch", 6)),)
@@ -121,7 +121,7 @@ def recipe(scheme: str, keep: Sequence[str] = (), training: TrainingTable | None
     )
 
 
-def context(
+def workshop(
     source: SourceModel,
     scheme: str,
     folder: Path,
@@ -130,41 +130,31 @@ def context(
     training: TrainingTable | None = None,
     calibrated: bool = True,
     trained: bool = True,
-) -> StepContext:
+) -> Workshop:
     folder.mkdir(parents=True, exist_ok=True)
     arrays, labels = samples_of(source, 192, seed=1)
     held, held_labels = samples_of(source, 48, seed=2)
     data = TrainingData(source.inputs, arrays, labels, held, held_labels, "top1", top1, "data")
-
-    def run(module: nn.Module, table: TrainingTable, *, name: str = "train", **options: object) -> object:
-        return train(
-            module,
-            data,
-            table,
-            folder=folder / name,
-            progress=Silence(),
-            teacher=source.module,
-            **options,  # type: ignore[arg-type]
-        )
-
     shown, _ = samples_of(source, 32, seed=3)
-    return StepContext(
-        recipe=recipe(scheme, keep, training),
+    return Workshop(
         original=source,
+        recipe=recipe(scheme, keep, training),
         training=data if trained else None,
         calibration=ArrayDataset(shown) if calibrated else None,
         folder=folder,
         progress=Silence(),
-        measure=lambda _model: None,  # type: ignore[arg-type, return-value]
-        train=run,  # type: ignore[arg-type]
-        export=lambda model: export(model, folder / "exported" / "float32.onnx"),
-        decide_regions=decide_regions,
+        meter=StubMeter(),
     )
 
 
-def quantized(source: SourceModel, scheme: str, given: StepContext) -> tuple[ir.Model, frozenset[str]]:
+def exported(source: SourceModel, given: Workshop) -> Path:
+    """Return the tidy float ONNX of `source`."""
+    return export(source, given.folder / "exported" / "float32.onnx")
+
+
+def quantized(source: SourceModel, scheme: str, given: Workshop) -> tuple[ir.Model, frozenset[str]]:
     """Return the file that the exporter makes of `source`, and the names of the operators it quantised."""
-    path = given.export(source)
+    path = exported(source, given)
     model, parsed, keep = ir.load(path), Scheme.parse(scheme), given.recipe.quantize.keep
     ranges = {}
     if parsed.needs_calibration and given.calibration is not None:

@@ -10,20 +10,21 @@ from typing import Any
 
 import pytest
 import torch
+from compress_ground import refuse, with_trainer
 from distill_ground import (
     EPOCHS,
     Cnn,
     Embedder,
     TwoAnswers,
-    make_context,
     make_data,
     make_source,
+    make_workshop,
     seeded,
 )
 from safetensors.torch import save_file
 from torch import nn
 
-from exporter.compress.base import StepContext
+from exporter.compress.base import Workshop
 from exporter.compress.distill.layers import attention_of, map_layers, trace
 from exporter.compress.distill.losses import (
     attention_map_loss,
@@ -37,6 +38,7 @@ from exporter.errors import CalibrationError, InputError, RecipeError, Unsupport
 from exporter.progress import Silence
 from exporter.recipe.compression import DistillTable, TrainingTable
 from exporter.training.data import TrainingData
+from exporter.training.job import TrainingJob
 from exporter.training.loop import train
 
 
@@ -52,15 +54,15 @@ def one_thread() -> Iterator[None]:
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
     module = seeded(lambda: Cnn(12))
     folder = tmp_path_factory.mktemp("teacher")
-    record = train(module, make_data(), EPOCHS, folder=folder, progress=Silence())
+    record = train(TrainingJob(module, make_data(), EPOCHS), folder, Silence())
     assert record.best > 0.95
     return module
 
 
 @pytest.fixture
-def contexts(tmp_path: Path) -> Callable[..., StepContext]:
-    def make(original: nn.Module, data: TrainingData | None = None, **options: Any) -> StepContext:
-        return replace(make_context(tmp_path, original, data or make_data()), **options)
+def workshops(tmp_path: Path) -> Callable[..., Workshop]:
+    def make(original: nn.Module, data: TrainingData | None = None, **options: Any) -> Workshop:
+        return replace(make_workshop(tmp_path, original, data or make_data()), **options)
 
     return make
 
@@ -84,11 +86,11 @@ def _agreement(one: nn.Module, other: nn.Module) -> float:
     ids=["labels and teacher", "teacher alone", "everything"],
 )
 def test_a_student_comes_to_answer_as_its_teacher(
-    teacher: nn.Module, contexts: Callable[..., StepContext], weights: dict[str, float]
+    teacher: nn.Module, workshops: Callable[..., Workshop], weights: dict[str, float]
 ) -> None:
     given = seeded(lambda: Cnn(4), seed=1)
     before = {name: value.clone() for name, value in given.state_dict().items()}
-    result = distill(make_source(given), DistillTable(**weights), contexts(teacher))
+    result = distill(make_source(given), DistillTable(**weights), workshops(teacher))
     assert result.source.module is not None
     assert _agreement(result.source.module, teacher) > 0.9
     assert not result.source.module.training
@@ -101,52 +103,52 @@ def test_a_student_comes_to_answer_as_its_teacher(
     assert replay(given, result.edit, result.source) is given
 
 
-def test_without_labels(teacher: nn.Module, contexts: Callable[..., StepContext]) -> None:
+def test_without_labels(teacher: nn.Module, workshops: Callable[..., Workshop]) -> None:
     data = make_data(labelled=False)
     given = seeded(lambda: Cnn(4), seed=1)
-    result = distill(make_source(given), DistillTable(temperature=1.0), contexts(teacher, data))
+    result = distill(make_source(given), DistillTable(temperature=1.0), workshops(teacher, data))
     assert result.source.module is not None
     assert _agreement(result.source.module, teacher) > 0.9
     assert any("no labels" in note for note in result.notes)
 
 
-def test_a_model_may_learn_from_itself(teacher: nn.Module, contexts: Callable[..., StepContext]) -> None:
+def test_a_model_may_learn_from_itself(teacher: nn.Module, workshops: Callable[..., Workshop]) -> None:
     table = DistillTable(hard=0, feature=1, train=TrainingTable(epochs=1, learning_rate=1e-4))
-    result = distill(make_source(teacher), table, contexts(teacher))
+    result = distill(make_source(teacher), table, workshops(teacher))
     assert result.source.module is not None
     assert result.source.module is not teacher
     assert _agreement(result.source.module, teacher) == 1
 
 
 def test_the_best_state_of_the_original_is_untouched(
-    teacher: nn.Module, contexts: Callable[..., StepContext]
+    teacher: nn.Module, workshops: Callable[..., Workshop]
 ) -> None:
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    distill(make_source(seeded(lambda: Cnn(4))), DistillTable(), contexts(teacher))
+    distill(make_source(seeded(lambda: Cnn(4))), DistillTable(), workshops(teacher))
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
 
 
 def test_a_teacher_of_the_recipes_own(
-    contexts: Callable[..., StepContext], teacher: nn.Module, tmp_path: Path
+    workshops: Callable[..., Workshop], teacher: nn.Module, tmp_path: Path
 ) -> None:
     (tmp_path / "big.py").write_text("from distill_ground import Cnn\ndef build():\n    return Cnn(12)\n")
     save_file(teacher.state_dict(), tmp_path / "big.safetensors")
     weak = seeded(lambda: Cnn(3), seed=5)
     table = DistillTable(teacher="big.py:build", teacher_weights=Path("big.safetensors"), hard=0, soft=1)
-    result = distill(make_source(seeded(lambda: Cnn(4), seed=1)), table, contexts(weak))
+    result = distill(make_source(seeded(lambda: Cnn(4), seed=1)), table, workshops(weak))
     assert result.source.module is not None
     assert _agreement(result.source.module, teacher) > 0.9
     assert result.details is not None
     assert result.details["teacher"] == "big.py:build"
     with pytest.raises(InputError, match="does not exist"):
         missing = table.model_copy(update={"teacher_weights": Path("gone.safetensors")})
-        distill(make_source(weak), missing, contexts(weak))
+        distill(make_source(weak), missing, workshops(weak))
 
 
-def test_embeddings_are_related_as_the_teachers(contexts: Callable[..., StepContext]) -> None:
+def test_embeddings_are_related_as_the_teachers(workshops: Callable[..., Workshop]) -> None:
     original, student = seeded(lambda: Embedder(32)), seeded(lambda: Embedder(8), seed=1)
     table = DistillTable(hard=0, soft=0, relation=1, train=TrainingTable(loss="mse", epochs=10))
-    result = distill(make_source(student), table, contexts(original, make_data(labelled=False)))
+    result = distill(make_source(student), table, workshops(original, make_data(labelled=False)))
     assert result.details is not None
     assert result.details["embeddings"] is None
     images = torch.from_numpy(make_data(seed=3).training["image"])
@@ -156,28 +158,25 @@ def test_embeddings_are_related_as_the_teachers(contexts: Callable[..., StepCont
     assert after < before / 2
 
 
-def test_students_whose_outputs_are_others(teacher: nn.Module, contexts: Callable[..., StepContext]) -> None:
-    def no_training(*_: object, **__: object) -> Any:
-        pytest.fail("it is told before anything is trained")
-
-    context = contexts(teacher, train=no_training)
+def test_students_whose_outputs_are_others(teacher: nn.Module, workshops: Callable[..., Workshop]) -> None:
+    workshop = with_trainer(workshops(teacher), refuse)
     with pytest.raises(
         UnsupportedError, match=r"student's outputs have shapes \[2, 5\], its teacher's \[2, 3\]"
     ):
-        distill(make_source(Cnn(4, classes=5)), DistillTable(), context)
+        distill(make_source(Cnn(4, classes=5)), DistillTable(), workshop)
     with pytest.raises(UnsupportedError, match=r"\[2, 3\] and \[2\], its teacher's \[2, 3\]"):
-        distill(make_source(TwoAnswers(4)), DistillTable(), context)
+        distill(make_source(TwoAnswers(4)), DistillTable(), workshop)
 
 
-def test_no_data(teacher: nn.Module, contexts: Callable[..., StepContext]) -> None:
+def test_no_data(teacher: nn.Module, workshops: Callable[..., Workshop]) -> None:
     with pytest.raises(CalibrationError, match="distill"):
-        distill(make_source(Cnn(4)), DistillTable(), contexts(teacher, training=None))
+        distill(make_source(Cnn(4)), DistillTable(), workshops(teacher, training=None))
 
 
-def test_layers_by_name(teacher: nn.Module, contexts: Callable[..., StepContext]) -> None:
+def test_layers_by_name(teacher: nn.Module, workshops: Callable[..., Workshop]) -> None:
     train_once = TrainingTable(epochs=1)
     table = DistillTable(feature=1, layers={"stem": "stem.0", "head": "down"}, train=train_once)
-    result = distill(make_source(seeded(lambda: Cnn(4))), table, contexts(teacher))
+    result = distill(make_source(seeded(lambda: Cnn(4))), table, workshops(teacher))
     assert result.details is not None
     assert [(pair["student"], pair["teacher"], pair["kind"]) for pair in result.details["layers"]] == [
         ("stem", "stem.0", "stage"),
@@ -185,15 +184,15 @@ def test_layers_by_name(teacher: nn.Module, contexts: Callable[..., StepContext]
     ]
     with pytest.raises(RecipeError, match=r"student runs no module 'stemm'.*fix: did you mean stem"):
         wrong = table.model_copy(update={"layers": {"stemm": "stem"}})
-        distill(make_source(Cnn(4)), wrong, contexts(teacher))
+        distill(make_source(Cnn(4)), wrong, workshops(teacher))
     with pytest.raises(UnsupportedError, match="attention cannot be compared"):
         wrong = DistillTable(attention=1, layers={"head": "down"}, train=train_once)
-        distill(make_source(Cnn(4)), wrong, contexts(teacher))
+        distill(make_source(Cnn(4)), wrong, workshops(teacher))
 
 
-def test_networks_without_layers_in_common(contexts: Callable[..., StepContext]) -> None:
+def test_networks_without_layers_in_common(workshops: Callable[..., Workshop]) -> None:
     with pytest.raises(UnsupportedError, match="no layers of student and teacher"):
-        distill(make_source(Embedder(4)), DistillTable(feature=1), contexts(Embedder(8)))
+        distill(make_source(Embedder(4)), DistillTable(feature=1), workshops(Embedder(8)))
 
 
 # --- which layer learns from which -----------------------------------------------------------------------

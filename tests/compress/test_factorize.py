@@ -14,8 +14,8 @@ from compress_ground import (
     SmallTraining,
     conv_source,
     count_parameters,
-    make_context,
     make_source,
+    make_workshop,
     training_data,
 )
 from hypothesis import given, settings
@@ -270,7 +270,7 @@ def test_the_largest_rank_is_smaller_than_the_layer_and_the_next_is_not(
 def test_every_kind_of_layer_is_split_or_named(tmp_path: Path) -> None:
     source = tower_source()
     before = copy.deepcopy(source.module.state_dict())  # type: ignore[union-attr]
-    result = factorize(source, untrained(remove_parameters=0.3), make_context(source, tmp_path))
+    result = factorize(source, untrained(remove_parameters=0.3), make_workshop(source, tmp_path))
     module, details = result.source.module, result.details
     assert isinstance(module, Tower) and details is not None
     assert set(details["layers"]) <= set(PAIRED) and len(details["layers"]) >= 2
@@ -289,7 +289,7 @@ def test_every_kind_of_layer_is_split_or_named(tmp_path: Path) -> None:
 
 def test_replay_gives_the_same_structure(tmp_path: Path) -> None:
     source = tower_source()
-    result = factorize(source, untrained(remove_parameters=0.3), make_context(source, tmp_path))
+    result = factorize(source, untrained(remove_parameters=0.3), make_workshop(source, tmp_path))
     module = replay(copy.deepcopy(source.module), result.edit, source)  # type: ignore[arg-type]
     module.load_state_dict(result.source.module.state_dict())  # type: ignore[union-attr]
     image = torch.randn(1, 3, 16, 16)
@@ -308,7 +308,7 @@ def test_replay_on_another_model_is_refused() -> None:
 def test_a_layer_with_two_names_is_replaced_under_both(tmp_path: Path) -> None:
     shared = nn.Linear(64, 64)
     source = make_source(nn.Sequential(shared, nn.ReLU(), shared), (64,))
-    result = factorize(source, untrained(remove_parameters=0.5), make_context(source, tmp_path))
+    result = factorize(source, untrained(remove_parameters=0.5), make_workshop(source, tmp_path))
     assert result.source.module[0] is result.source.module[2]  # type: ignore[index]
     assert isinstance(result.source.module[2], nn.Sequential)  # type: ignore[index]
 
@@ -316,8 +316,8 @@ def test_a_layer_with_two_names_is_replaced_under_both(tmp_path: Path) -> None:
 def test_training_follows_on_a_copy_of_its_own(tmp_path: Path) -> None:
     source = wide_source()
     data = training_data(source)
-    context = make_context(source, tmp_path, train=SmallTraining(data), training=data)
-    result = factorize(source, FactorizeTable(max_error=0.6), context)
+    workshop = make_workshop(source, tmp_path, train=SmallTraining(data), training=data)
+    result = factorize(source, FactorizeTable(max_error=0.6), workshop)
     assert result.changed is not None and len(result.trainings) == 1
     changed, trained = result.changed.module.state_dict(), result.source.module.state_dict()  # type: ignore[union-attr]
     assert list(changed) == list(trained)
@@ -337,7 +337,7 @@ def test_data_shows_which_directions_matter(tmp_path: Path) -> None:
         wanted = network(shown)
         errors = []
         for seen in (None, calibration):
-            result = factorize(source, table, make_context(source, tmp_path, calibration=seen))
+            result = factorize(source, table, make_workshop(source, tmp_path, calibration=seen))
             errors.append(float((result.source.module(shown) - wanted).square().mean()))  # type: ignore[misc]
     assert errors[1] < 0.3 * errors[0]
     assert result.details is not None and result.details["error_of"] == "answers"
@@ -354,7 +354,7 @@ def test_the_exported_file_is_smaller_and_its_size_budget_holds(tmp_path: Path) 
         measured.append(figures.size_bytes)
         return figures
 
-    result = factorize(source, untrained(size_mb=limit), make_context(source, tmp_path, measure=exported))
+    result = factorize(source, untrained(size_mb=limit), make_workshop(source, tmp_path, measure=exported))
     after = measure(result.source, tmp_path / "c")
     assert after.size_bytes <= limit * 1e6 < before.size_bytes
     assert after.macs < before.macs and after.parameters < before.parameters
@@ -364,8 +364,8 @@ def test_the_exported_file_is_smaller_and_its_size_budget_holds(tmp_path: Path) 
 def test_a_size_that_holds_already_changes_nothing(tmp_path: Path) -> None:
     source = wide_source()
     data = training_data(source)
-    context = make_context(source, tmp_path, training=data)
-    result = factorize(source, FactorizeTable(size_mb=100.0), context)
+    workshop = make_workshop(source, tmp_path, training=data)
+    result = factorize(source, FactorizeTable(size_mb=100.0), workshop)
     assert result.edit == {"kind": "factorize", "ranks": {}} and "already within" in result.notes[0]
     assert count_parameters(result.source) == count_parameters(source)
 
@@ -389,28 +389,28 @@ def test_a_budget_that_cannot_be_met_names_the_best(
 ) -> None:
     source = wide_source()
     with pytest.raises(GateError, match=message) as caught:
-        factorize(source, untrained(**keys), make_context(source, tmp_path))
+        factorize(source, untrained(**keys), make_workshop(source, tmp_path))
     key = next(iter(keys))
     best = caught.value.details["best"]
     slack = -0.001 if key == "remove_parameters" else 0.001
-    factorize(source, untrained(**{key: best + slack}), make_context(source, tmp_path))
+    factorize(source, untrained(**{key: best + slack}), make_workshop(source, tmp_path))
 
 
 def test_what_cannot_be_factorised_is_refused(tmp_path: Path) -> None:
     source = conv_source()
-    context = make_context(source, tmp_path)
+    workshop = make_workshop(source, tmp_path)
     with pytest.raises(
         UnsupportedError, match=r"no layer of this model can be factorised \(conv: two factors"
     ):
-        factorize(source, untrained(max_error=0.5), context)
+        factorize(source, untrained(max_error=0.5), workshop)
     with pytest.raises(RecipeError, match="names no module"):
-        factorize(source, untrained(max_error=0.5, skip=("convv",)), context)
+        factorize(source, untrained(max_error=0.5, skip=("convv",)), workshop)
     with pytest.raises(CalibrationError, match="factorize trains"):
-        factorize(source, FactorizeTable(max_error=0.5), context)
+        factorize(source, FactorizeTable(max_error=0.5), workshop)
 
 
 def test_answers_that_are_not_finite_are_named(tmp_path: Path) -> None:
     source = wide_source()
     bad = ListedSamples([{"x": np.full((1, 32), np.inf, np.float32)}])
     with pytest.raises(CalibrationError, match="layer 0 answers"):
-        factorize(source, untrained(max_error=0.5), make_context(source, tmp_path, calibration=bad))
+        factorize(source, untrained(max_error=0.5), make_workshop(source, tmp_path, calibration=bad))

@@ -10,12 +10,12 @@ import pytest
 import torch
 from prune_ground import (
     NETWORKS,
-    context_of,
     labelled_data,
     network,
     outputs_of,
     record_of,
     source_of,
+    workshop_of,
 )
 from torch import Tensor, nn
 
@@ -50,7 +50,7 @@ def test_a_pruned_network_runs_is_smaller_and_replays(
     result = prune(
         source,
         table_of(ratio=0.5, scope=scope, attention=attention, round_to=4),
-        context_of(source, tmp_path),
+        workshop_of(source, tmp_path),
     )
 
     pruned = module_of(result.source)
@@ -72,7 +72,7 @@ def test_a_pruned_network_runs_is_smaller_and_replays(
 
 def test_two_prunings_of_one_model_are_the_same(tmp_path: Path) -> None:
     edits = [
-        prune(source, table_of(remove_macs=0.4), context_of(source, tmp_path / str(number))).edit
+        prune(source, table_of(remove_macs=0.4), workshop_of(source, tmp_path / str(number))).edit
         for number, source in enumerate([network("mobile"), network("mobile")])
     ]
     assert edits[0] == edits[1]
@@ -80,7 +80,7 @@ def test_two_prunings_of_one_model_are_the_same(tmp_path: Path) -> None:
 
 def test_outputs_are_never_pruned_even_when_asked_for_most(tmp_path: Path) -> None:
     source = source_of(nn.Sequential(nn.Conv2d(3, 64, 1), nn.ReLU(), nn.Conv2d(64, 64, 1)))
-    result = prune(source, table_of(ratio=0.8), context_of(source, tmp_path))
+    result = prune(source, table_of(ratio=0.8), workshop_of(source, tmp_path))
     assert result.details is not None
     assert result.details["layers"] == {"0": [64, 16]}
     assert result.details["skipped"] == {"2": "its channels are the model's outputs"}
@@ -102,7 +102,7 @@ class TwoHeaded(nn.Module):
 
 def test_intermediate_features_that_are_returned_keep_their_channels(tmp_path: Path) -> None:
     source = source_of(TwoHeaded())
-    result = prune(source, table_of(ratio=0.5), context_of(source, tmp_path))
+    result = prune(source, table_of(ratio=0.5), workshop_of(source, tmp_path))
     assert result.details is not None
     assert result.details["layers"] == {"branch": [32, 16]}
     assert set(result.details["skipped"]) == {"trunk", "head"}
@@ -110,7 +110,7 @@ def test_intermediate_features_that_are_returned_keep_their_channels(tmp_path: P
 
 def test_a_table_tied_to_the_head_stays_one_parameter(tmp_path: Path) -> None:
     source = network("tied")
-    result = prune(source, table_of(ratio=0.5, round_to=4), context_of(source, tmp_path))
+    result = prune(source, table_of(ratio=0.5, round_to=4), workshop_of(source, tmp_path))
     pruned: Any = module_of(result.source)
     assert pruned.head.weight is pruned.embedding.weight
     assert pruned.head.weight.shape[1] < 32
@@ -148,7 +148,7 @@ class MeanOverChannels(nn.Module):
 def test_layers_that_cannot_be_followed_stay_and_are_named(build: type[nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
     source = source_of(build())
-    result = prune(source, table_of(ratio=0.5), context_of(source, tmp_path))
+    result = prune(source, table_of(ratio=0.5), workshop_of(source, tmp_path))
     assert result.details is not None
     assert "first" not in result.details["layers"]
     assert "breaks the model" in result.details["skipped"]["first"]
@@ -176,7 +176,7 @@ class ConstantHeads(nn.Module):
 def test_heads_that_no_attribute_counts_stay(tmp_path: Path) -> None:
     torch.manual_seed(0)
     source = source_of(ConstantHeads(), (6, 8))
-    result = prune(source, table_of(ratio=0.5), context_of(source, tmp_path))
+    result = prune(source, table_of(ratio=0.5), workshop_of(source, tmp_path))
     assert result.details is not None
     assert result.details["layers"] == {"first": [32, 16]}
     assert {"query", "key", "value"} <= set(result.details["skipped"])
@@ -193,7 +193,7 @@ def test_an_lstm_keeps_its_widths(tmp_path: Path) -> None:
             return self.head(self.second(self.lstm(self.first(tokens))[0]).relu().mean(1))
 
     source = source_of(Recurrent(), (6, 8))
-    result = prune(source, table_of(ratio=0.5), context_of(source, tmp_path))
+    result = prune(source, table_of(ratio=0.5), workshop_of(source, tmp_path))
     assert result.details is not None
     assert result.details["layers"] == {"second": [32, 16]}
     assert "LSTM" in result.details["skipped"]["first"]
@@ -214,7 +214,7 @@ class Reused(nn.Module):
 def test_a_layer_that_runs_twice_loses_inputs_and_outputs_together(tmp_path: Path) -> None:
     torch.manual_seed(0)
     source = source_of(Reused())
-    result = prune(source, table_of(ratio=0.5), context_of(source, tmp_path))
+    result = prune(source, table_of(ratio=0.5), workshop_of(source, tmp_path))
     assert result.details is not None
     assert result.details["layers"] == {"stem": [32, 16], "shared": [32, 16]}
     pruned: Any = module_of(result.source)
@@ -236,7 +236,7 @@ def test_a_forward_that_cannot_be_traced_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UnsupportedError, match="cannot follow the model's channels: RuntimeError: inference only"
     ):
-        prune(source, table_of(ratio=0.5), context_of(source, tmp_path))
+        prune(source, table_of(ratio=0.5), workshop_of(source, tmp_path))
 
 
 # --- skip, data, sources -----------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def test_a_forward_that_cannot_be_traced_is_refused(tmp_path: Path) -> None:
 
 def test_skip_keeps_outputs_of_matching_modules_and_of_what_is_coupled(tmp_path: Path) -> None:
     source = network("residual")
-    result = prune(source, table_of(ratio=0.5, skip=("stem",)), context_of(source, tmp_path))
+    result = prune(source, table_of(ratio=0.5, skip=("stem",)), workshop_of(source, tmp_path))
     assert result.details is not None
     assert set(result.details["layers"]) == {"inner.0"}
     assert result.details["skipped"]["stem.0"] == "the recipe's skip"
@@ -254,7 +254,7 @@ def test_skip_keeps_outputs_of_matching_modules_and_of_what_is_coupled(tmp_path:
 def test_a_skip_pattern_without_a_match_names_near_ones(tmp_path: Path) -> None:
     source = network("residual")
     with pytest.raises(RecipeError, match=r"'stam\.\*' matches no module; fix: use names such as .*stem"):
-        prune(source, table_of(ratio=0.5, skip=("stam.*",)), context_of(source, tmp_path))
+        prune(source, table_of(ratio=0.5, skip=("stam.*",)), workshop_of(source, tmp_path))
 
 
 def test_nothing_left_to_prune_is_refused_with_the_reasons(tmp_path: Path) -> None:
@@ -262,13 +262,13 @@ def test_nothing_left_to_prune_is_refused_with_the_reasons(tmp_path: Path) -> No
     with pytest.raises(
         UnsupportedError, match=r"nothing in model small can be pruned: stem\.0: the recipe's skip"
     ):
-        prune(source, table_of(ratio=0.5, skip=("*",)), context_of(source, tmp_path))
+        prune(source, table_of(ratio=0.5, skip=("*",)), workshop_of(source, tmp_path))
 
 
 def test_onnx_models_are_refused(tmp_path: Path) -> None:
     source = SourceModel("file", None, tmp_path / "m.onnx", (), (), {}, {})
     with pytest.raises(UnsupportedError, match="came as ONNX"):
-        prune(source, table_of(ratio=0.5), context_of(source, tmp_path))
+        prune(source, table_of(ratio=0.5), workshop_of(source, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_onnx_models_are_refused(tmp_path: Path) -> None:
 def test_missing_data_is_named(settings: dict[str, Any], missing: str, tmp_path: Path) -> None:
     source = network("plain")
     with pytest.raises(CalibrationError, match=missing):
-        prune(source, table_of(ratio=0.5, **settings), context_of(source, tmp_path))
+        prune(source, table_of(ratio=0.5, **settings), workshop_of(source, tmp_path))
 
 
 # --- rounds and history ------------------------------------------------------------------------------------
@@ -291,19 +291,19 @@ def test_missing_data_is_named(settings: dict[str, Any], missing: str, tmp_path:
 def test_rounds_train_after_each_and_reach_the_goal(tmp_path: Path) -> None:
     source, trained = network("mobile"), []
 
-    def train(module: nn.Module, table: Any, *, name: str, **_: Any) -> Any:
-        trained.append((name, cost_of(module, (torch.zeros(1, 3, 8, 8),)).macs))
+    def train(module: nn.Module, table: Any, label: str, **_: Any) -> Any:
+        trained.append((label, cost_of(module, (torch.zeros(1, 3, 8, 8),)).macs))
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.mul_(1.01)
-        return record_of(name)
+        return record_of(label)
 
-    context = context_of(source, tmp_path, training=labelled_data(source), train=train)
-    result = prune(source, table_of(remove_macs=0.6, rounds=3, train={"epochs": 1}), context)
+    workshop = workshop_of(source, tmp_path, training=labelled_data(source), train=train)
+    result = prune(source, table_of(remove_macs=0.6, rounds=3, train={"epochs": 1}), workshop)
 
     whole = cost_of(module_of(source), (torch.zeros(1, 3, 8, 8),)).macs
-    assert [name for name, _ in trained] == ["round-1", "round-2", "round-3"]
-    assert [record.metric for record in result.trainings] == ["round-1", "round-2", "round-3"]
+    assert [label for label, _ in trained] == ["prune round-1", "prune round-2", "prune round-3"]
+    assert [record.metric for record in result.trainings] == [label for label, _ in trained]
     for number, (_, macs) in enumerate(trained, start=1):
         assert macs <= whole * (1 - 0.6 * number / 3)
     assert trained[0][1] > trained[1][1] > trained[2][1]
@@ -316,9 +316,9 @@ def test_rounds_train_after_each_and_reach_the_goal(tmp_path: Path) -> None:
 
 def test_a_stored_history_is_replayed_on_the_original_weights(tmp_path: Path) -> None:
     source = network("torch attention")
-    first = prune(source, table_of(ratio=0.4, attention="width"), context_of(source, tmp_path))
+    first = prune(source, table_of(ratio=0.4, attention="width"), workshop_of(source, tmp_path))
     (tmp_path / "history.json").write_text(json.dumps(first.edit))
-    second = prune(source, table_of(history="history.json"), context_of(source, tmp_path))
+    second = prune(source, table_of(history="history.json"), workshop_of(source, tmp_path))
     assert second.edit == first.edit
     assert torch.equal(
         outputs_of(source, module_of(second.source)), outputs_of(source, module_of(first.source))
@@ -337,14 +337,14 @@ def test_a_file_that_is_no_history_is_refused(text: str, complaint: str, tmp_pat
     source = network("plain")
     (tmp_path / "history.json").write_text(text)
     with pytest.raises(InputError, match=complaint):
-        prune(source, table_of(history="history.json"), context_of(source, tmp_path))
+        prune(source, table_of(history="history.json"), workshop_of(source, tmp_path))
 
 
 def test_a_history_of_another_model_names_the_layer(tmp_path: Path) -> None:
     other, source = network("mobile"), network("plain")
-    edit = prune(other, table_of(ratio=0.5), context_of(other, tmp_path)).edit
+    edit = prune(other, table_of(ratio=0.5), workshop_of(other, tmp_path)).edit
     (tmp_path / "history.json").write_text(json.dumps(edit))
     with pytest.raises(InputError, match="which the model does not have"):
-        prune(source, table_of(history="history.json"), context_of(source, tmp_path))
+        prune(source, table_of(history="history.json"), workshop_of(source, tmp_path))
     with pytest.raises(InputError, match="replay a history on the model it was made from"):
-        replay(module_of(prune(other, table_of(ratio=0.7), context_of(other, tmp_path)).source), edit, other)
+        replay(module_of(prune(other, table_of(ratio=0.7), workshop_of(other, tmp_path)).source), edit, other)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from prune_ground import context_of, network, source_of
+from prune_ground import network, source_of, workshop_of
 from test_prune import module_of, table_of
 from torch import nn
 
@@ -38,7 +38,7 @@ def counted(source: SourceModel) -> ModelFigures:
 @pytest.mark.parametrize("share", [0.2, 0.5])
 def test_macs_go_by_the_shortest_way(name: str, share: float, tmp_path: Path) -> None:
     source = network(name)
-    result = prune(source, table_of(remove_macs=share, round_to=4), context_of(source, tmp_path))
+    result = prune(source, table_of(remove_macs=share, round_to=4), workshop_of(source, tmp_path))
     assert result.details is not None
     was, now = result.details["macs"]
     assert now == cost_of(module_of(result.source), IMAGE).macs
@@ -49,7 +49,7 @@ def test_macs_go_by_the_shortest_way(name: str, share: float, tmp_path: Path) ->
 
 def test_parameters_go(tmp_path: Path) -> None:
     source = network("mobile")
-    result = prune(source, table_of(remove_parameters=0.5), context_of(source, tmp_path))
+    result = prune(source, table_of(remove_parameters=0.5), workshop_of(source, tmp_path))
     assert parameters_of(module_of(result.source)) <= 0.5 * parameters_of(module_of(source))
 
 
@@ -57,17 +57,17 @@ def test_parameters_go(tmp_path: Path) -> None:
 def test_a_share_out_of_reach_names_the_best(goal: str, tmp_path: Path) -> None:
     source = network("residual")
     with pytest.raises(GateError, match=r"at most [0-9.]+% of the .* can go") as refusal:
-        prune(source, table_of(max_layer_ratio=0.5, **{goal: 0.9}), context_of(source, tmp_path))
+        prune(source, table_of(max_layer_ratio=0.5, **{goal: 0.9}), workshop_of(source, tmp_path))
     assert 0.5 < refusal.value.details["removed"] < 0.9
 
 
 def test_megabytes_are_measured_on_the_file(tmp_path: Path) -> None:
     source = network("mobile")
     goal = counted(source).size_bytes * 0.6 / 1e6
-    result = prune(source, table_of(size_mb=goal), context_of(source, tmp_path, measure=counted))
+    result = prune(source, table_of(size_mb=goal), workshop_of(source, tmp_path, measure=counted))
     assert goal * 0.85 < counted(result.source).size_bytes / 1e6 <= goal
     with pytest.raises(GateError, match=r"the smallest file reached is [0-9.]+ MB") as refusal:
-        prune(source, table_of(size_mb=0.001), context_of(source, tmp_path, measure=counted))
+        prune(source, table_of(size_mb=0.001), workshop_of(source, tmp_path, measure=counted))
     assert refusal.value.details["size_mb"] > 0.001
 
 
@@ -80,19 +80,19 @@ def test_milliseconds_are_bisected_and_what_is_answered_was_measured(tmp_path: P
 
     start = counted(source).p50_ms
     assert start is not None
-    result = prune(source, table_of(latency_ms=start * 0.6), context_of(source, tmp_path, measure=measure))
+    result = prune(source, table_of(latency_ms=start * 0.6), workshop_of(source, tmp_path, measure=measure))
     reached = counted(result.source)
     assert reached in seen
     assert reached.p50_ms is not None
     assert start * 0.4 < reached.p50_ms <= start * 0.6
     assert len(seen) <= 10
     with pytest.raises(GateError, match=r"the fastest model reached takes [0-9.]+ ms"):
-        prune(source, table_of(latency_ms=0.01), context_of(source, tmp_path, measure=counted))
+        prune(source, table_of(latency_ms=0.01), workshop_of(source, tmp_path, measure=counted))
 
 
 def test_a_budget_that_is_met_already_prunes_nothing(tmp_path: Path) -> None:
     source = network("plain")
-    result = prune(source, table_of(latency_ms=1e6), context_of(source, tmp_path, measure=counted))
+    result = prune(source, table_of(latency_ms=1e6), workshop_of(source, tmp_path, measure=counted))
     assert result.edit["rounds"] == []
     assert result.notes == ("the model already meets the goal; nothing was pruned",)
 
@@ -104,9 +104,9 @@ def test_a_killed_build_goes_on_with_the_channels_it_had_chosen(tmp_path: Path) 
     def busy(candidate: SourceModel) -> ModelFigures:
         return replace(counted(candidate), p50_ms=0.5 * (counted(candidate).p50_ms or 0))
 
-    first = prune(source, table, context_of(source, tmp_path / "a", measure=counted))
-    again = prune(source, table, context_of(source, tmp_path / "a", measure=busy))
-    fresh = prune(source, table, context_of(source, tmp_path / "b", measure=busy))
+    first = prune(source, table, workshop_of(source, tmp_path / "a", measure=counted))
+    again = prune(source, table, workshop_of(source, tmp_path / "a", measure=busy))
+    fresh = prune(source, table, workshop_of(source, tmp_path / "b", measure=busy))
     assert again.edit == first.edit
     assert fresh.edit != first.edit
 
@@ -117,13 +117,13 @@ def test_a_ratio_that_leaves_no_channels_is_refused(tmp_path: Path) -> None:
         with pytest.raises(
             UnsupportedError, match=r"ratio = 0.95 would leave no channels in layers such as stem"
         ):
-            prune(source, table_of(ratio=0.95, scope=scope), context_of(source, tmp_path))
+            prune(source, table_of(ratio=0.95, scope=scope), workshop_of(source, tmp_path))
 
 
 def test_a_ratio_too_small_for_one_step_is_refused(tmp_path: Path) -> None:
     source = network("residual")
     with pytest.raises(UnsupportedError, match=r"ratio = 0.01 removes nothing: channels go 8 at a time"):
-        prune(source, table_of(ratio=0.01), context_of(source, tmp_path))
+        prune(source, table_of(ratio=0.01), workshop_of(source, tmp_path))
 
 
 def test_layer_scope_takes_the_same_share_everywhere(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_layer_scope_takes_the_same_share_everywhere(tmp_path: Path) -> None:
     with torch.no_grad():
         layers[0].weight.mul_(100)
     source = source_of(layers)
-    result = prune(source, table_of(ratio=0.5, scope="layer"), context_of(source, tmp_path))
+    result = prune(source, table_of(ratio=0.5, scope="layer"), workshop_of(source, tmp_path))
     assert result.details is not None
     assert result.details["layers"] == {"0": [32, 16], "2": [64, 32]}
 
@@ -144,7 +144,7 @@ def test_macs_agree_with_the_exported_graph(name: str, tmp_path: Path) -> None:
     import onnx_ir as ir
 
     source = network(name)
-    pruned = prune(source, table_of(ratio=0.4), context_of(source, tmp_path)).source
+    pruned = prune(source, table_of(ratio=0.4), workshop_of(source, tmp_path)).source
     graph = ir.load(export(pruned, tmp_path / "pruned.onnx"))
     exported = sum(node_macs(graph, source.axes).values())
     assert cost_of(module_of(pruned), IMAGE).macs == pytest.approx(exported, rel=0.02)

@@ -13,11 +13,11 @@ import torch
 from prune_ground import (
     NETWORKS,
     Transformer,
-    context_of,
     labelled_data,
     network,
     outputs_of,
     split_attention,
+    workshop_of,
 )
 from test_prune import module_of, table_of
 from torch import nn
@@ -70,9 +70,9 @@ def test_dead_channels_go_and_nothing_changes(
     with torch.no_grad():
         kill(module_of(source))
     before = outputs_of(source, module_of(source))
-    context = context_of(source, tmp_path, training=labelled_data(source), calibration=Samples(source))
+    workshop = workshop_of(source, tmp_path, training=labelled_data(source), calibration=Samples(source))
     table = table_of(ratio=0.5, scope="layer", importance=importance, skip=("inner.0",))
-    result = prune(source, table, context)
+    result = prune(source, table, workshop)
     assert result.details is not None
     assert result.details["layers"] == {"stem.0": [32, 16], "inner.3": [32, 16]}
     removed = result.edit["rounds"][0][0]["remove"][0]["channels"]
@@ -88,7 +88,7 @@ def test_a_dead_head_goes_whole(tmp_path: Path) -> None:
         module.attention.out.weight[:, 24:32] = 0
     before = outputs_of(source, module)
     table = table_of(ratio=0.5, scope="layer", skip=("patches", "mlp.0"))
-    result = prune(source, table, context_of(source, tmp_path))
+    result = prune(source, table, workshop_of(source, tmp_path))
     pruned: Any = module_of(result.source)
     assert (pruned.attention.num_heads, pruned.attention.embed_dim, pruned.attention.head_dim) == (2, 16, 8)
     assert pruned.attention.qkv.weight.shape == (48, 32)
@@ -106,7 +106,7 @@ def test_narrower_heads_keep_their_logits(tmp_path: Path) -> None:
             module.attention.qkv.bias[[part * 32 + index for index in dead]] = 0
     before = outputs_of(source, module)
     table = table_of(ratio=0.5, scope="layer", attention="width", skip=("patches", "mlp.0"))
-    result = prune(source, table, context_of(source, tmp_path))
+    result = prune(source, table, workshop_of(source, tmp_path))
     pruned: Any = module_of(result.source)
     assert (pruned.attention.num_heads, pruned.attention.head_dim) == (4, 4)
     assert result.edit["rounds"][0][0]["rescale"] == ["attention.qkv", 0, 3, math.sqrt(0.5)]
@@ -123,9 +123,9 @@ def test_taylor_prefers_what_the_loss_does_not_feel(tmp_path: Path) -> None:
         module.head.weight.view(5, 32, 16)[:, 16:] = 0
     chosen = {}
     for importance in ("magnitude", "taylor"):
-        context = context_of(source, tmp_path / importance, training=labelled_data(source))
+        workshop = workshop_of(source, tmp_path / importance, training=labelled_data(source))
         table = table_of(ratio=0.5, scope="layer", importance=importance, skip=("first",))
-        chosen[importance] = prune(source, table, context).edit["rounds"][0][0]["remove"][0]["channels"]
+        chosen[importance] = prune(source, table, workshop).edit["rounds"][0][0]["remove"][0]["channels"]
     assert chosen["taylor"] == "16-31"
 
 
@@ -134,13 +134,13 @@ def test_gradients_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     data = labelled_data(source)
     data.training["input"][3, 0, 0, 0] = np.inf
     with pytest.raises(GateError, match="the gradients at first are not finite"):
-        prune(source, table_of(ratio=0.5, importance="taylor"), context_of(source, tmp_path, training=data))
+        prune(source, table_of(ratio=0.5, importance="taylor"), workshop_of(source, tmp_path, training=data))
 
 
 def test_bn_scale_without_batch_norm_is_refused(tmp_path: Path) -> None:
     source = network("plain")
     with pytest.raises(UnsupportedError, match="needs batch normalisation"):
-        prune(source, table_of(ratio=0.5, importance="bn_scale"), context_of(source, tmp_path))
+        prune(source, table_of(ratio=0.5, importance="bn_scale"), workshop_of(source, tmp_path))
 
 
 @pytest.mark.parametrize("importance", ["taylor", "activation", "magnitude"])
@@ -148,8 +148,8 @@ def test_bn_scale_without_batch_norm_is_refused(tmp_path: Path) -> None:
 def test_every_importance_scores_every_network(name: str, importance: Any, tmp_path: Path) -> None:
     source = network(name)
     module_of(source).requires_grad_(False)
-    context = context_of(source, tmp_path, training=labelled_data(source), calibration=Samples(source))
-    result = prune(source, table_of(remove_macs=0.3, importance=importance), context)
+    workshop = workshop_of(source, tmp_path, training=labelled_data(source), calibration=Samples(source))
+    result = prune(source, table_of(remove_macs=0.3, importance=importance), workshop)
     assert result.details is not None
     assert result.details["macs"][1] <= 0.7 * result.details["macs"][0]
     assert not any(parameter.requires_grad for parameter in module_of(result.source).parameters())
@@ -165,7 +165,7 @@ def test_a_transformer_with_unlabelled_data_has_taylor_scores(tmp_path: Path) ->
     source = source_of(module)
     data = replace(labelled_data(source), training_labels=None, validation_labels=None)
     result = prune(
-        source, table_of(ratio=0.3, importance="taylor"), context_of(source, tmp_path, training=data)
+        source, table_of(ratio=0.3, importance="taylor"), workshop_of(source, tmp_path, training=data)
     )
     assert result.details is not None
     assert result.details["layers"]

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from prune_ground import context_of
+from prune_ground import workshop_of
 from safetensors.torch import load_file
 from test_prune import module_of, table_of
 from torch import nn
@@ -26,6 +26,7 @@ from exporter.recipe.compression import PruneTable, TrainingTable
 from exporter.runtimes.onnxruntime_cpu import OnnxModel
 from exporter.stages.measure import export
 from exporter.training.data import TrainingData
+from exporter.training.job import TrainingJob
 from exporter.training.loop import train
 
 DEMO = Path(exporter.demo.__file__).parent
@@ -54,7 +55,8 @@ def accuracy(module: nn.Module) -> float:
 
 
 @pytest.mark.parametrize(
-    ("kind", "importance", "untrained"), [("cnn", "magnitude", (0, 50)), ("vit", "taylor", (97, 100))]
+    ("kind", "importance", "untrained"),
+    [pytest.param("cnn", "magnitude", (0, 50), marks=pytest.mark.nightly), ("vit", "taylor", (97, 100))],
 )
 def test_half_of_the_macs_go_and_training_brings_the_accuracy_back(
     kind: str, importance: str, untrained: tuple[float, float], tmp_path: Path
@@ -63,16 +65,13 @@ def test_half_of_the_macs_go_and_training_brings_the_accuracy_back(
     (images, labels), (held, held_labels) = digits("training"), digits("validation")
     data = TrainingData(IMAGE, {"image": images}, labels, {"image": held}, held_labels, None, None, "digits")
 
-    def recover(module: nn.Module, table: TrainingTable, *, name: str) -> object:
-        return train(
-            module, data, table, folder=tmp_path / name, progress=Silence(), teacher=source.module,
-            recipe_folder=tmp_path, resume=False,
-        )  # fmt: skip
+    def recover(module: nn.Module, table: TrainingTable, label: str) -> object:
+        return train(TrainingJob(module, data, table, source.module), tmp_path / label, Silence())
 
     table = PruneTable.model_validate(
         {"remove_macs": 0.5, "importance": importance, "train": {"epochs": 5, "learning_rate": 2e-3}}
     )
-    result = prune(source, table, context_of(source, tmp_path, training=data, train=recover))
+    result = prune(source, table, workshop_of(source, tmp_path, training=data, train=recover))
     assert result.details is not None
     assert result.details["macs"][1] <= 0.5 * result.details["macs"][0]
     assert result.changed is not None
@@ -108,12 +107,13 @@ def zoo() -> ModuleType:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["resnet50", "bert-base"])
 def test_full_size_networks_are_halved_and_exported(name: str, tmp_path: Path) -> None:
     model = zoo().MODELS[name]()
     axes = {**model.axes, "batch": 1}
     source = SourceModel(name, model.module, None, model.inputs, (), axes, next(model.samples(1)))
-    result = prune(source, table_of(remove_macs=0.5), context_of(source, tmp_path))
+    result = prune(source, table_of(remove_macs=0.5), workshop_of(source, tmp_path))
     assert result.details is not None
     was, now = result.details["macs"]
     assert 0.48 * was < now <= 0.5 * was

@@ -11,9 +11,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from compress_ground import with_trainer
 from qat_ground import (
-    context,
     ears,
+    exported,
     eyes,
     quantized,
     run_file,
@@ -21,11 +22,12 @@ from qat_ground import (
     run_reference,
     samples_of,
     sqnr_db,
+    workshop,
 )
 from torch import nn
 
 from exporter.artifacts import TensorSpec
-from exporter.compress.base import StepContext, StepResult
+from exporter.compress.base import StepResult, Workshop
 from exporter.compress.qat.method import prepare, qat, replay
 from exporter.errors import CalibrationError, RecipeError, UnsupportedError
 from exporter.model.graph import matches
@@ -45,7 +47,7 @@ class Run:
 
     source: SourceModel
     state: dict[str, torch.Tensor]
-    context: StepContext
+    workshop: Workshop
     result: StepResult
     trainable: nn.Module
 
@@ -53,20 +55,20 @@ class Run:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     source, judged = eyes(), []
-    given = context(source, STATIC, tmp_path_factory.mktemp("static"), training=BRIEF)
+    given = workshop(source, STATIC, tmp_path_factory.mktemp("static"), training=BRIEF)
 
-    def train(module: nn.Module, table: TrainingTable, **options: Any) -> Any:
+    def train(module: nn.Module, table: TrainingTable, label: str, **options: Any) -> Any:
         judged.append(module)
-        return given.train(module, table, **options)
+        return given.train(module, table, label, **options)
 
     assert source.module is not None
     state = {name: tensor.clone() for name, tensor in source.module.state_dict().items()}
-    result = qat(source, QatTable(train=BRIEF), replace(given, train=train))
+    result = qat(source, QatTable(train=BRIEF), with_trainer(given, train))
     return Run(source, state, given, result, judged[0])
 
 
 def test_the_file_computes_what_was_trained(run: Run) -> None:
-    file, _ = quantized(run.result.source, STATIC, run.context)
+    file, _ = quantized(run.result.source, STATIC, run.workshop)
     feeds, _ = samples_of(run.source, 128, seed=9)
     want, have = run_module(run.trainable, feeds), run_file(file, feeds)
     assert sqnr_db(run_reference(file, feeds), want) > 100
@@ -75,7 +77,7 @@ def test_the_file_computes_what_was_trained(run: Run) -> None:
 
 
 def test_training_paid_and_the_given_model_is_untouched(run: Run) -> None:
-    source, given, result = run.source, run.context, run.result
+    source, given, result = run.source, run.workshop, run.result
     record = result.trainings[0]
     assert record.best > record.before
     feeds, labels = samples_of(source, 128, seed=9)
@@ -89,8 +91,8 @@ def test_training_paid_and_the_given_model_is_untouched(run: Run) -> None:
 
 
 def test_ranges_were_learned_and_are_of_the_exported_graph(run: Run) -> None:
-    given, result = run.context, run.result
-    graph = ir.load(given.export(result.source)).graph
+    given, result = run.workshop, run.result
+    graph = ir.load(exported(result.source, given)).graph
     values = {value.name for value in graph.inputs} | {o.name for node in graph for o in node.outputs}
     assert set(result.source.ranges) <= values
     assert result.details is not None
@@ -121,8 +123,8 @@ def test_untrained_it_is_the_post_training_file(
     build: Callable[[], SourceModel], scheme: str, floor: float, tmp_path: Path
 ):
     source = build()
-    given = context(source, scheme, tmp_path)
-    prepared = prepare(source, Scheme.parse(scheme), learned=True, context=given)
+    given = workshop(source, scheme, tmp_path)
+    prepared = prepare(source, Scheme.parse(scheme), learned=True, workshop=given)
     assert prepared.fixed == ()
     file, _ = quantized(replace(prepared.source, ranges=prepared.ranges()), scheme, given)
     feeds, _ = samples_of(source, 64, seed=9)
@@ -142,8 +144,8 @@ def test_untrained_it_is_the_post_training_file(
 def test_what_the_recipe_keeps_stays_float_in_training_too(tmp_path: Path) -> None:
     source = eyes()
     keep = ("mix", "head")
-    given = context(source, STATIC, tmp_path, keep=keep)
-    prepared = prepare(source, Scheme.parse(STATIC), learned=True, context=given)
+    given = workshop(source, STATIC, tmp_path, keep=keep)
+    prepared = prepare(source, Scheme.parse(STATIC), learned=True, workshop=given)
     assert len(prepared.imitation.rounded_weights) == 3
     file, names = quantized(replace(prepared.source, ranges=prepared.ranges()), STATIC, given)
     assert not any(matches(name, keep) for name in names)
@@ -154,19 +156,19 @@ def test_what_the_recipe_keeps_stays_float_in_training_too(tmp_path: Path) -> No
 def test_a_pattern_that_keeps_nothing_is_said_before_training(tmp_path: Path) -> None:
     source = eyes()
     with pytest.raises(RecipeError, match="nosuch") as refused:
-        qat(source, QatTable(), context(source, INT4, tmp_path, keep=("nosuch",)))
+        qat(source, QatTable(), workshop(source, INT4, tmp_path, keep=("nosuch",)))
     assert refused.value.exit_code == 2
 
 
 def test_a_scheme_that_training_cannot_imitate(tmp_path: Path) -> None:
     source = eyes()
     with pytest.raises(RecipeError, match="dynamic_wi8_ai8"):
-        qat(source, QatTable(), context(source, "dynamic_wi8_ai8", tmp_path))
+        qat(source, QatTable(), workshop(source, "dynamic_wi8_ai8", tmp_path))
 
 
 def test_a_model_that_came_as_onnx(tmp_path: Path) -> None:
     source = eyes()
-    given = context(source, STATIC, tmp_path)
+    given = workshop(source, STATIC, tmp_path)
     with pytest.raises(UnsupportedError, match="came as ONNX") as refused:
         qat(replace(source, module=None, onnx=tmp_path / "net.onnx"), QatTable(), given)
     assert refused.value.exit_code == 12
@@ -175,7 +177,7 @@ def test_a_model_that_came_as_onnx(tmp_path: Path) -> None:
 @pytest.mark.parametrize("missing", ["training", "calibration"])
 def test_data_that_is_missing(missing: str, tmp_path: Path) -> None:
     source = eyes()
-    given = context(
+    given = workshop(
         source, STATIC, tmp_path, trained=missing != "training", calibrated=missing != "calibration"
     )
     with pytest.raises(CalibrationError, match=missing) as refused:
@@ -201,7 +203,7 @@ def test_a_parameter_that_the_graph_has_not_rests_and_is_named(tmp_path: Path) -
     torch.manual_seed(0)
     source = replace(eyes(), module=Warm().eval())
     assert source.module is not None
-    given = context(source, STATIC, tmp_path)
+    given = workshop(source, STATIC, tmp_path)
     result = qat(source, QatTable(train=BRIEF), given)
     assert result.details is not None
     moved = {
@@ -229,14 +231,14 @@ def test_nothing_to_quantise(tmp_path: Path) -> None:
         "relu", nn.PReLU(1).eval(), None, spec, (), {"batch": 1}, {"image": np.ones((1, 1, 8, 8), np.float32)}
     )
     with pytest.raises(UnsupportedError, match="quantises nothing") as refused:
-        qat(source, QatTable(), context(source, STATIC, tmp_path))
+        qat(source, QatTable(), workshop(source, STATIC, tmp_path))
     assert refused.value.exit_code == 12
 
 
 def test_ranges_that_training_settled_overrule_calibration(run: Run) -> None:
     """The exporter's scales are those of the settled ranges, whatever calibration saw; without, they differ."""
-    given, source = run.context, run.result.source
-    direct = quantize_static(ir.load(given.export(source)), Encodings(source.ranges), unsigned=False).model
+    given, source = run.workshop, run.result.source
+    direct = quantize_static(ir.load(exported(source, given)), Encodings(source.ranges), unsigned=False).model
     assert scales_of(quantized(source, STATIC, given)[0]) == scales_of(direct)
     assert scales_of(quantized(replace(source, ranges={}), STATIC, given)[0]) != scales_of(direct)
 

@@ -11,21 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from qat_ground import context, quantized, run_file, run_module, sqnr_db
+from qat_ground import quantized, run_file, run_module, sqnr_db, workshop
 from safetensors.torch import load_file
 from torch import nn
 
 from calibration.dataset import ArrayDataset
 from exporter.artifacts import TensorSpec
-from exporter.compress.base import StepContext
+from exporter.compress.base import Workshop
 from exporter.compress.qat.method import qat
 from exporter.demo import models
 from exporter.judging.metrics import top1
 from exporter.model.source import SourceModel
-from exporter.progress import Silence
 from exporter.recipe.compression import QatTable, TrainingTable
 from exporter.training.data import TrainingData
-from exporter.training.loop import train
 
 DEMO = Path(models.__file__).parent
 IMAGE = (TensorSpec("image", "float32", ("batch", 1, 32, 32)),)
@@ -43,21 +41,19 @@ def digits(kind: str) -> SourceModel:
     return SourceModel(f"digits-{kind}", module.eval(), None, IMAGE, (), {"batch": 1}, example)
 
 
-def digits_context(source: SourceModel, scheme: str, folder: Path) -> StepContext:
-    given = context(source, scheme, folder, trained=False, calibrated=False)
+def digits_workshop(source: SourceModel, scheme: str, folder: Path) -> Workshop:
+    given = workshop(source, scheme, folder, trained=False, calibrated=False)
     (images, labels), (held, held_labels) = read("training"), read("validation")
     data = TrainingData(
         IMAGE, {"image": images}, labels, {"image": held}, held_labels, "top1", top1, "digits"
     )
 
-    def run(module: nn.Module, table: TrainingTable, **_: object) -> object:
-        return train(module, data, table, folder=folder / "train", progress=Silence(), teacher=source.module)
-
     calibration = ArrayDataset({"image": read("calibration")[0]})
-    return replace(given, training=data, calibration=calibration, train=run)  # type: ignore[arg-type]
+    return replace(given, training=data, calibration=calibration)
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # test_qat.py trains a small network with rounding in the quick run
 @pytest.mark.parametrize(
     ("kind", "scheme", "share"),
     [
@@ -70,7 +66,7 @@ def test_training_with_rounding_beats_rounding_after_training(
     kind: str, scheme: str, share: float, tmp_path: Path
 ):
     source = digits(kind)
-    given = digits_context(source, scheme, tmp_path)
+    given = digits_workshop(source, scheme, tmp_path)
     table = QatTable(train=TrainingTable(epochs=6, learning_rate=1e-4, teacher=share))
     result = qat(source, table, given)
     images, labels = read("evaluation")

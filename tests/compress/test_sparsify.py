@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from compress_ground import ConvNet, SmallTraining, conv_source, make_context, make_source, training_data
+from compress_ground import ConvNet, SmallTraining, conv_source, make_source, make_workshop, training_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ def test_global_masks_are_those_of_torch(tmp_path: Path, sparsity: float) -> Non
         pruning_method=torch_prune.L1Unstructured,
         amount=sparsity,
     )
-    result = sparsify(source, untrained(sparsity=sparsity), make_context(source, tmp_path))
+    result = sparsify(source, untrained(sparsity=sparsity), make_workshop(source, tmp_path))
     for name, key in MIXED_WEIGHTS:
         layer = result.source.module.get_submodule(name)  # type: ignore[union-attr]
         assert torch.equal(getattr(layer, key), getattr(reference.get_submodule(name), key))
@@ -88,7 +88,7 @@ def test_masks_by_layer_are_those_of_torch(tmp_path: Path) -> None:
     assert reference is not None
     for name, key in MIXED_WEIGHTS:
         torch_prune.l1_unstructured(reference.get_submodule(name), key, amount=0.6)  # type: ignore[no-untyped-call]
-    result = sparsify(source, untrained(sparsity=0.6, scope="layer"), make_context(source, tmp_path))
+    result = sparsify(source, untrained(sparsity=0.6, scope="layer"), make_workshop(source, tmp_path))
     for name, key in MIXED_WEIGHTS:
         layer = result.source.module.get_submodule(name)  # type: ignore[union-attr]
         assert torch.equal(getattr(layer, key), getattr(reference.get_submodule(name), key))
@@ -139,7 +139,7 @@ def test_patterns_keep_the_best_of_every_group(
 
 def test_a_pattern_thins_what_it_can_and_names_what_it_cannot(tmp_path: Path) -> None:
     source = mixed_source()
-    result = sparsify(source, untrained(pattern="2:4"), make_context(source, tmp_path))
+    result = sparsify(source, untrained(pattern="2:4"), make_workshop(source, tmp_path))
     module, details = result.source.module, result.details
     assert isinstance(module, Mixed) and details is not None
     assert set(details["skipped"]) == {"stem", "depthwise"}
@@ -160,7 +160,7 @@ def test_a_pattern_thins_what_it_can_and_names_what_it_cannot(tmp_path: Path) ->
 def test_the_given_module_biases_and_norms_stay_as_they_were(tmp_path: Path) -> None:
     source = mixed_source()
     before = copy.deepcopy(source.module.state_dict())  # type: ignore[union-attr]
-    result = sparsify(source, untrained(sparsity=0.5, skip=("head", "att*")), make_context(source, tmp_path))
+    result = sparsify(source, untrained(sparsity=0.5, skip=("head", "att*")), make_workshop(source, tmp_path))
     after = result.source.module.state_dict()  # type: ignore[union-attr]
     assert all(torch.equal(before[name], value) for name, value in source.module.state_dict().items())  # type: ignore[union-attr]
     untouched = [name for name in before if name.endswith("bias") or name.startswith(("norm", "head", "att"))]
@@ -180,7 +180,7 @@ def test_training_revives_nothing(tmp_path: Path, keys: dict[str, Any], *, gradu
     result = sparsify(
         source,
         SparsifyTable(**keys, gradual=gradual),
-        make_context(source, tmp_path, train=train, training=data),
+        make_workshop(source, tmp_path, train=train, training=data),
     )
     module = result.source.module
     assert module is not None and result.details is not None
@@ -211,7 +211,7 @@ def test_sparsity_ramps_up_as_the_paper_says_and_then_stands_still(tmp_path: Pat
     train.seen = lambda module: history.append(
         {f"{a}.{b}": getattr(module.get_submodule(a), b) == 0 for a, b in MIXED_WEIGHTS}
     )
-    sparsify(source, SparsifyTable(sparsity=0.6), make_context(source, tmp_path, train=train, training=data))
+    sparsify(source, SparsifyTable(sparsity=0.6), make_workshop(source, tmp_path, train=train, training=data))
     total = sum(mask.numel() for mask in history[0].values())
     shares = [sum(int(mask.sum()) for mask in masks.values()) / total for masks in history]
     end = math.ceil(RAMP_SHARE * 20)
@@ -227,13 +227,13 @@ def test_only_final_masks_may_be_the_best(tmp_path: Path) -> None:
     said: list[bool] = []
 
     class Listening(SmallTraining):
-        def __call__(self, module: nn.Module, table: Any, **options: Any) -> Any:
+        def __call__(self, module: nn.Module, table: Any, label: str, **options: Any) -> Any:
             inner = options["after_step"]
             options["after_step"] = lambda done, total: said.append(inner(done, total))
-            return super().__call__(module, table, **options)
+            return super().__call__(module, table, label, **options)
 
-    context = make_context(source, tmp_path, train=Listening(data, steps=10), training=data)
-    sparsify(source, SparsifyTable(pattern="2:4"), context)
+    workshop = make_workshop(source, tmp_path, train=Listening(data, steps=10), training=data)
+    sparsify(source, SparsifyTable(pattern="2:4"), workshop)
     assert said == [False] * 5 + [True] * 5
 
 
@@ -243,13 +243,13 @@ def test_masks_travel_with_the_state_so_that_a_resumed_training_has_them(tmp_pat
     states: list[set[str]] = []
     train = SmallTraining(data, steps=1)
     train.seen = lambda module: states.append({name for name in module.state_dict() if "gone" in name})
-    sparsify(source, SparsifyTable(sparsity=0.5), make_context(source, tmp_path, train=train, training=data))
+    sparsify(source, SparsifyTable(sparsity=0.5), make_workshop(source, tmp_path, train=train, training=data))
     assert len(states[0]) == len(MIXED_WEIGHTS)
 
 
 def test_replay_changes_no_structure(tmp_path: Path) -> None:
     source = conv_source()
-    result = sparsify(source, untrained(sparsity=0.5), make_context(source, tmp_path))
+    result = sparsify(source, untrained(sparsity=0.5), make_workshop(source, tmp_path))
     module = replay(copy.deepcopy(source.module), result.edit, source)  # type: ignore[arg-type]
     module.load_state_dict(result.source.module.state_dict())  # type: ignore[union-attr]
     assert isinstance(module, ConvNet)
@@ -260,7 +260,7 @@ def test_the_exported_file_holds_the_zeros_and_its_download_shrinks(tmp_path: Pa
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(16, 256), nn.ReLU(), nn.Linear(256, 64))
     source = make_source(net, (16,))
-    result = sparsify(source, untrained(sparsity=0.9, scope="layer"), make_context(source, tmp_path))
+    result = sparsify(source, untrained(sparsity=0.9, scope="layer"), make_workshop(source, tmp_path))
     before, after = measure(source, tmp_path / "a"), measure(result.source, tmp_path / "b")
     assert after.zero_share == pytest.approx(0.9 * (16 * 256 + 256 * 64) / before.parameters, abs=0.001)
     assert (after.size_bytes, after.macs) == (before.size_bytes, before.macs)
@@ -275,25 +275,25 @@ def test_a_layer_that_would_keep_nothing_is_named(tmp_path: Path) -> None:
     with torch.no_grad():
         source.module.head.weight.mul_(1e-4)  # type: ignore[union-attr, operator]
     with pytest.raises(RecipeError, match="leaves layer head none of its 12 weights"):
-        sparsify(source, untrained(sparsity=0.5), make_context(source, tmp_path))
+        sparsify(source, untrained(sparsity=0.5), make_workshop(source, tmp_path))
 
 
 def test_a_skip_that_names_nothing_is_refused_with_near_names(tmp_path: Path) -> None:
     source = conv_source()
     with pytest.raises(RecipeError, match=r"'haed' names no module.*head"):
-        sparsify(source, untrained(sparsity=0.5, skip=("haed",)), make_context(source, tmp_path))
+        sparsify(source, untrained(sparsity=0.5, skip=("haed",)), make_workshop(source, tmp_path))
 
 
 def test_no_layer_left_is_said_with_a_reason(tmp_path: Path) -> None:
     source = conv_source()
     with pytest.raises(UnsupportedError, match="no layer of this model can be made sparse"):
-        sparsify(source, untrained(pattern="2:4", skip=("head",)), make_context(source, tmp_path))
+        sparsify(source, untrained(pattern="2:4", skip=("head",)), make_workshop(source, tmp_path))
 
 
 def test_training_without_data_is_refused(tmp_path: Path) -> None:
     source = conv_source()
     with pytest.raises(CalibrationError, match="sparsify trains"):
-        sparsify(source, SparsifyTable(sparsity=0.5), make_context(source, tmp_path))
+        sparsify(source, SparsifyTable(sparsity=0.5), make_workshop(source, tmp_path))
 
 
 def test_tied_weights_are_left_and_named(tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_tied_weights_are_left_and_named(tmp_path: Path) -> None:
             return scores
 
     source = make_source(Tied(), (4,))
-    result = sparsify(source, untrained(sparsity=0.5), make_context(source, tmp_path))
+    result = sparsify(source, untrained(sparsity=0.5), make_workshop(source, tmp_path))
     assert result.details is not None
     assert result.details["skipped"] == {"out": "its weight is also table.weight"}
     assert not (result.source.module.table.weight == 0).any()  # type: ignore[union-attr, operator]

@@ -14,15 +14,16 @@ import torch
 from torch import nn
 
 from exporter.artifacts import CompressionStep, ModelFigures, TensorSpec
+from exporter.compress.base import Workshop
 from exporter.compress.saved import serialized_weights, weights_digest
-from exporter.compress.steps import Compressed, Workshop, compress, rebuild
+from exporter.compress.steps import Compressed, compress, rebuild
 from exporter.errors import UnsupportedError
 from exporter.judging.metrics import METRICS
+from exporter.judging.scoring import Judging
 from exporter.model.source import SourceModel
 from exporter.progress import Silence
-from exporter.quantize.regions import decide_regions
 from exporter.recipe.recipe import Recipe
-from exporter.stages.measure import Judging, export, measure, race_models
+from exporter.stages.measure import TimedMeter, measure
 from exporter.training.data import TrainingData
 
 SAMPLES = 64
@@ -92,16 +93,13 @@ def _workshop(folder: Path, recipe: Recipe, **changes: Any) -> Workshop:
     samples = [{"x": data.validation["x"][[row]]} for row in range(SAMPLES // 2)]
     judging = Judging(samples, data.validation_labels, "top1", METRICS["top1"])
     workshop = Workshop(
+        original=_source(),
         recipe=recipe,
         training=data,
         calibration=None,
         folder=folder,
-        resume=False,
         progress=_Heard(),
-        measure=lambda source, place: measure(source, place, judging),
-        race=race_models,
-        export=export,
-        decide_regions=decide_regions,
+        meter=TimedMeter(judging),
     )
     return dataclasses.replace(workshop, **changes)
 
@@ -113,7 +111,7 @@ SPARSIFY = {"method": "sparsify", "sparsity": 0.5}
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Compressed]:
     folder = tmp_path_factory.mktemp("steps") / "kept"
-    return folder, compress(_source(), _workshop(folder, _recipe(FACTORIZE, SPARSIFY)))
+    return folder, compress(_workshop(folder, _recipe(FACTORIZE, SPARSIFY)))
 
 
 def test_each_step_says_what_was_before_it_and_after_it(finished: tuple[Path, Compressed]) -> None:
@@ -134,7 +132,7 @@ def test_the_given_model_is_not_changed(tmp_path: Path) -> None:
     source = _source()
     assert source.module is not None
     before = weights_digest(source.module)
-    compress(source, _workshop(tmp_path / "kept", _recipe(SPARSIFY)))
+    compress(_workshop(tmp_path / "kept", _recipe(SPARSIFY), original=source))
     assert weights_digest(source.module) == before
 
 
@@ -158,7 +156,7 @@ def test_finished_steps_are_not_done_again_with_resume(
     folder, compressed = finished
     kept = shutil.copytree(folder, tmp_path / "kept")
     heard = _Heard()
-    again = compress(_source(), _workshop(kept, _recipe(FACTORIZE, SPARSIFY), resume=True, progress=heard))
+    again = compress(_workshop(kept, _recipe(FACTORIZE, SPARSIFY), resume=True, progress=heard))
     assert [line.partition(":")[0] for line in heard.said] == ["factorize", "sparsify"]
     assert again.source.module is not None
     assert compressed.source.module is not None
@@ -194,7 +192,7 @@ def test_a_step_that_is_not_this_one_is_done_again(
     else:
         step = {"method": "factorize", "remove_parameters": 0.2}
     heard = _Heard()
-    again = compress(_source(), _workshop(kept, _recipe(step), resume=True, progress=heard))
+    again = compress(_workshop(kept, _recipe(step), resume=True, progress=heard))
     assert not [line for line in heard.said if "already done" in line]
     if damage != "another recipe":
         assert again.source.module is not None
@@ -205,14 +203,14 @@ def test_a_step_that_is_not_this_one_is_done_again(
 def test_without_resume_what_was_kept_is_dropped(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     (kept / "09-old").mkdir(parents=True)
-    compress(_source(), _workshop(kept, _recipe(SPARSIFY)))
+    compress(_workshop(kept, _recipe(SPARSIFY)))
     assert not (kept / "09-old").exists()
 
 
 def test_a_graph_without_a_module_is_refused(tmp_path: Path) -> None:
     source = dataclasses.replace(_source(), module=None, onnx=tmp_path / "m.onnx")
     with pytest.raises(UnsupportedError, match="factory with weights"):
-        compress(source, _workshop(tmp_path / "kept", _recipe(SPARSIFY)))
+        compress(_workshop(tmp_path / "kept", _recipe(SPARSIFY), original=source))
 
 
 def test_figures_are_those_of_the_exported_file(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from compress_ground import SmallTraining, conv_source, make_context, make_source, training_data
+from compress_ground import SmallTraining, conv_source, make_source, make_workshop, training_data
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -64,10 +64,10 @@ def text_source(sequence: int | str = 6) -> SourceModel:
 
 
 def run(
-    source: SourceModel, folder: Path, *, settings: dict[str, Any] | None = None, **context: Any
+    source: SourceModel, folder: Path, *, settings: dict[str, Any] | None = None, **workshop: Any
 ) -> StepResult:
     table = StudentTable(**(MOBILE if settings is None else settings))
-    return student(source, table, make_context(source, folder, **context))
+    return student(source, table, make_workshop(source, folder, **workshop))
 
 
 def module_of(source: SourceModel) -> nn.Module:
@@ -195,13 +195,13 @@ def test_training_starts_from_the_student_and_shows_what_it_was_before(tmp_path:
 
 def test_a_student_that_nobody_has_trained_says_so(tmp_path: Path) -> None:
     source, table = conv_source(), StudentTable(**MOBILE)  # type: ignore[arg-type]
-    alone = student(source, table, make_context(source, tmp_path, recipe={"compress": (table,)}))
+    alone = student(source, table, make_workshop(source, tmp_path, recipe={"compress": (table,)}))
     assert alone.notes == (
         "student mobilenet-v2 has random weights and nothing trains it: add a distill step after it, or weights "
         "or train",
     )
     steps = (table, DistillTable())
-    followed = student(source, table, make_context(source, tmp_path, recipe={"compress": steps}))
+    followed = student(source, table, make_workshop(source, tmp_path, recipe={"compress": steps}))
     assert followed.notes == (
         "student mobilenet-v2 has random weights until the distill step that follows has trained it",
     )
@@ -233,10 +233,10 @@ def test_a_factory_of_ones_own_is_checked_against_the_model(tmp_path: Path) -> N
     folder = tmp_path / "recipe"
     folder.mkdir()
     (folder / "net.py").write_text(FACTORY)
-    context = make_context(source, tmp_path, recipe={"folder": folder})
+    workshop = make_workshop(source, tmp_path, recipe={"folder": folder})
 
     def call(name: str) -> StepResult:
-        return student(source, StudentTable(factory=f"net.py:{name}"), context)
+        return student(source, StudentTable(factory=f"net.py:{name}"), workshop)
 
     result = call("good")
     assert result.source.forward(source.example)[0].shape == (1, 3)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from report_ground import reported
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -52,5 +54,12 @@ def build(arguments: Sequence[str | Path], cwd: Path, **environment: str) -> Bui
     cwd.mkdir(parents=True, exist_ok=True)
     result = edge_export(*arguments, "--json", "--out", cwd / "out", cwd=cwd, **environment)
     assert result.returncode == 0, result.stderr
-    answer = json.loads(result.stdout)
+    (cwd / "answer.json").write_text(result.stdout)
+    return read_built(cwd)
+
+
+def read_built(folder: Path) -> Built:
+    """Return the build that was run in `folder`."""
+    answer = json.loads((folder / "answer.json").read_text())
+    reported(answer)
     return Built(Path(answer["path"]), answer)

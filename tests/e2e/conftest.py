@@ -1,15 +1,16 @@
-"""One real build of each demo model for the session, through the command line in a process of its own."""
+"""One real build of each demo model for the test run, through the command line in a process of its own."""
 
 from __future__ import annotations
 
 import pytest
-from build_ground import Built, build
+from build_ground import Built, build, read_built
+from shared_builds import once
 
 
 @pytest.fixture(scope="session")
 def cnn(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The convolutional demo for all targets, as a newcomer builds it."""
-    return build(["demo"], tmp_path_factory.mktemp("cnn"))
+    return read_built(once(tmp_path_factory, "demo-cnn", lambda folder: build(["demo"], folder)))
 
 
 @pytest.fixture(scope="session")
@@ -18,10 +19,11 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Built:
     from exporter.cli.demo import demo_recipe
 
     options = ["--target", "raspberry-pi", "--target", "ios"]
-    return build(["build", demo_recipe("vit"), *options], tmp_path_factory.mktemp("vit"))
+    arguments = ["build", demo_recipe("vit"), *options]
+    return read_built(once(tmp_path_factory, "demo-vit", lambda folder: build(arguments, folder)))
 
 
-@pytest.fixture(scope="session", params=["cnn", "vit"])
+@pytest.fixture(scope="session", params=["cnn", pytest.param("vit", marks=pytest.mark.nightly)])
 def built(request: pytest.FixtureRequest) -> Built:
     """Each demo build in turn."""
     found: Built = request.getfixturevalue(request.param)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from report_ground import reported
 
 from exporter.cli import main
 
@@ -67,7 +68,7 @@ def build(project: Path, quantize: str, out: Path) -> tuple[int, Any, str]:
 def kept(project: Path) -> tuple[Path, Any]:
     code, answer, stderr = build(project, "max_drop = 0.0", project / "out")
     assert code == 0, stderr
-    return Path(answer["path"]), answer["report"]
+    return Path(answer["path"]), reported(answer)
 
 
 def test_the_budget_is_kept_by_what_ships(kept: tuple[Path, Any]) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from build_ground import ROOT, Built, build, edge_export
+from build_ground import ROOT, Built, build, edge_export, read_built
+from report_ground import reported
+from shared_builds import once
 
 from exporter.cli.demo import demo_recipe
 
@@ -40,7 +42,8 @@ def _recipe(folder: Path, steps: str) -> Path:
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The small demo as a newcomer builds it."""
-    return build(["demo", "--model", "cnn-small"], tmp_path_factory.mktemp("small"))
+    demo = ["demo", "--model", "cnn-small"]
+    return read_built(once(tmp_path_factory, "demo-cnn-small", lambda folder: build(demo, folder)))
 
 
 def _float_p50(built: Built) -> float:
@@ -48,6 +51,7 @@ def _float_p50(built: Built) -> float:
     return found
 
 
+@pytest.mark.nightly
 def test_half_of_the_work_goes_for_at_most_half_a_point(small: Built) -> None:
     compression = small.report["compression"]
     original, last = compression["original"], compression["steps"][-1]["after"]
@@ -60,6 +64,7 @@ def test_half_of_the_work_goes_for_at_most_half_a_point(small: Built) -> None:
             assert task["drop_points"] <= 0.5, artifact["artifact"]
 
 
+@pytest.mark.nightly
 def test_an_int8_file_is_seven_times_smaller_than_the_float_original(small: Built) -> None:
     best = max(
         item["times_smaller"] for item in small.report["artifacts"] if ":static_wi8" in item["artifact"]
@@ -68,6 +73,7 @@ def test_an_int8_file_is_seven_times_smaller_than_the_float_original(small: Buil
     assert small.report["model"]["float_bytes"] == small.report["compression"]["original"]["size_bytes"]
 
 
+@pytest.mark.nightly
 def test_every_step_is_told_alone_and_together(small: Built) -> None:
     steps = small.report["compression"]["steps"]
     assert [step["method"] for step in steps] == ["prune", "distill", "qat"]
@@ -79,12 +85,14 @@ def test_every_step_is_told_alone_and_together(small: Built) -> None:
     assert steps[0]["changed"]["score"] < steps[0]["after"]["score"], "training brought it back"
 
 
+@pytest.mark.nightly
 def test_all_targets_receive_it(small: Built) -> None:
     assert small.targets == ("android", "ios", "raspberry-pi")
     kinds = {item["artifact"].partition(":")[0] for item in small.report["artifacts"]}
     assert kinds == {"onnx", "ort", "tflite", "mlpackage"}
 
 
+@pytest.mark.nightly
 def test_docs_describe_every_key_of_compression_and_no_other(small: Built) -> None:
     text = (ROOT / "docs" / "report.md").read_text()
     section = text.partition("## What compression adds")[2].partition("\n## ")[0]
@@ -111,6 +119,7 @@ def _keys(value: Any, path: str, free: set[str]) -> Any:
         yield path
 
 
+@pytest.mark.nightly
 def test_the_compressed_torch_model_can_be_loaded_again(small: Built) -> None:
     import numpy as np
     import torch
@@ -138,6 +147,7 @@ def _weights(out: Path) -> bytes:
     return (out / "digits-cnn-small" / "1.0.0" / "torch" / "weights.safetensors").read_bytes()
 
 
+@pytest.mark.nightly
 def test_a_killed_training_goes_on_and_ends_in_the_same_bits(tmp_path: Path) -> None:
     _copy_demo(tmp_path)
     recipe = _recipe(tmp_path, f"[[compress]]\n{FEW_EPOCHS}")
@@ -171,6 +181,7 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_bits(tmp_path: Path) -> 
     assert not kept.exists()
 
 
+@pytest.mark.nightly
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
     _copy_demo(tmp_path)
     recipe = _recipe(tmp_path, f"[[compress]]\n{FEW_EPOCHS}")
@@ -197,7 +208,7 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
         timeout=900,
     )
     assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout)["report"]
+    report = reported(json.loads(result.stdout))
     training = report["compression"]["steps"][0]["trainings"][0]
     assert training["processes"] == 2
     assert report["compression"]["steps"][0]["after"]["score"] > 0.98

@@ -281,6 +281,7 @@ def test_docs_describe_every_key_of_a_replay(cnn: Built) -> None:
 # --- repetition ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly  # tests/attesting/test_no_leaks.py does so with a small network in the quick run
 def test_a_second_build_elsewhere_gives_the_same_bytes(cnn: Built, tmp_path: Path) -> None:
     """Another folder, time zone, locale, hash seed, user and umask: every file of every bundle, `.ort` included."""
     other = {"TZ": "Pacific/Chatham", "LC_ALL": "C", "PYTHONHASHSEED": "4242", "USER": "somebody"}

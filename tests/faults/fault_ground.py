@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from click.testing import CliRunner
+from report_ground import reported
 
 from exporter.cli import main
 
@@ -117,8 +118,7 @@ class Ground:
         """Build, and return the report."""
         code, stdout, stderr = self.build("--json", *options)
         assert code == 0, stderr
-        report: dict[str, Any] = json.loads(stdout)["report"]
-        return report
+        return reported(json.loads(stdout))
 
 
 def require_failure(code: int, stdout: str, stderr: str) -> Failure:

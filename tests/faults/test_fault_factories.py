@@ -118,6 +118,13 @@ def test_a_factory_cannot_shadow_our_packages(ground: Ground) -> None:
     assert ground.succeeds()["artifacts"]
 
 
+def test_a_neighbour_called_like_an_installed_package_is_to_be_renamed(ground: Ground) -> None:
+    (ground.folder / "targets.py").write_text("def layers(): ...\n")
+    _net(ground, f"from targets import layers\n{NET}")
+    failure = ground.fails(10, "cannot import name 'layers' from 'targets'", "(net.py line 1)")
+    assert failure.fix.startswith(f"rename {ground.folder / 'targets.py'}: ")
+
+
 def test_weights_on_the_meta_device_are_told(ground: Ground) -> None:
     _net(ground, NET.replace("    return Net()", "    return Net().to('meta')"))
     ground.fails(10, "first.weight", "meta device")

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from exporter.arrays import Array
 from exporter.artifacts import ArtifactSpec, TensorSpec
 from exporter.formats.base import ProduceRequest
 from exporter.quantize.integers.encodings import Encodings
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class ConvNet(nn.Module):

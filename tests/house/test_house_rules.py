@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("exporter", "targets", "calibration")
-# Programs that run elsewhere stand on their own: those shipped in bundles, and the one that is sent to devices.
-ELSEWHERE = ("targets/templates/", "targets/devices/probe.py")
+# A program that runs elsewhere ends its own process.
+ELSEWHERE = ("targets/devices/probe/",)
 MODULES = sorted(
     path
     for package in PACKAGES
@@ -99,6 +99,22 @@ def test_only_the_command_line_knows_click(trees: dict[str, ast.Module]) -> None
     assert found == set()
 
 
+def test_what_commands_share_knows_no_command(trees: dict[str, ast.Module]) -> None:
+    commands = {
+        Path(name).stem for name in trees if Path(name).parent == Path("exporter/cli") and "__" not in name
+    }
+    found = {
+        f"{name}: {module}"
+        for name, tree in trees.items()
+        if name.startswith(("exporter/cli/views/", "exporter/cli/terminal/"))
+        for node in ast.walk(tree)
+        for alias in (node.names if isinstance(node, ast.Import | ast.ImportFrom) else ())
+        for module in (f"{getattr(node, 'module', '')}.{alias.name}".strip("."),)
+        if module.startswith("exporter.cli.") and module.split(".")[2] in commands
+    }
+    assert found == set(), "move what both need into a view"
+
+
 def test_no_input_is_checked_by_assert(trees: dict[str, ast.Module]) -> None:
     found = {
         f"{name}:{node.lineno}"
@@ -107,6 +123,69 @@ def test_no_input_is_checked_by_assert(trees: dict[str, ast.Module]) -> None:
         if isinstance(node, ast.Assert)
     }
     assert found == set(), "python -O removes asserts: raise an EdgeError"
+
+
+def test_a_broad_except_says_which_foreign_code_it_guards() -> None:
+    paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    found = {
+        f"{_name(path)}:{line}"
+        for path in paths
+        if not _name(path).startswith("exporter/cli/terminal/")
+        for line in _silent_guards(path.read_text(encoding="utf-8"))
+    }
+    assert found == set(), (
+        "name what you expect, or say on the line why nobody can: # tokenizers raises bare Exception"
+    )
+
+
+@pytest.mark.parametrize(
+    ("guard", "is_silent"),
+    [
+        ("except Exception:\n    pass", True),
+        ("except Exception:  # noqa: BLE001\n    pass", True),
+        ("except Exception:  # noqa: BLE001  the user's code may raise anything\n    pass", False),
+        ("except (OSError, SystemExit, BaseException) as error:\n    raise OSError from error", True),
+        ("except Exception as error:  # a pickle raises anything\n    raise OSError from error", False),
+        ("except BaseException:\n    put_in_order()\n    raise", False),
+        ("except (KeyError, MemoryError):\n    pass", False),
+        ("except:\n    pass", True),
+        ("finally:\n    suppress(Exception)", True),
+        ("finally:\n    contextlib.suppress(KeyError)", False),
+    ],
+)
+def test_a_guard_is_silent_unless_it_passes_everything_on(guard: str, is_silent: bool) -> None:
+    assert bool(_silent_guards(f"try:\n    run()\n{guard}\n")) == is_silent
+
+
+def _silent_guards(source: str) -> list[int]:
+    """Return the lines that stop any exception and say nothing of it; what ends in a bare `raise` stops none."""
+    lines = source.splitlines()
+    broad = [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if (
+            isinstance(node, ast.ExceptHandler)
+            and _is_broad(node.type)
+            and not (isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None)
+        )
+        or (
+            isinstance(node, ast.Call)
+            and (getattr(node.func, "attr", None) or getattr(node.func, "id", None)) == "suppress"
+            and any(map(_is_broad, node.args))
+        )
+    ]
+    said = (lines[line - 1].partition("#")[2].partition("noqa: BLE001") for line in broad)
+    return [
+        line
+        for line, (before, _, after) in zip(broad, said, strict=True)
+        if not (before + after).strip(" -#")
+    ]
+
+
+def _is_broad(kind: ast.expr | None) -> bool:
+    if isinstance(kind, ast.Tuple):
+        return any(map(_is_broad, kind.elts))
+    return kind is None or (isinstance(kind, ast.Name) and kind.id in {"Exception", "BaseException"})
 
 
 def test_every_error_says_how_to_fix_it(trees: dict[str, ast.Module]) -> None:

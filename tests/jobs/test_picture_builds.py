@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from PIL import Image
+from report_ground import reported
 
 from calibration.preprocess import Preprocess
 from exporter.bundle.contract import CONTRACT_KEY, MODEL_KEY
@@ -90,8 +91,7 @@ def run_build(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     arguments = ["build", str(folder / "recipe.toml"), "--out", str(folder / "out"), "--json"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.stderr
-    report: dict[str, Any] = json.loads(result.stdout)["report"]
-    return report
+    return reported(json.loads(result.stdout))
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from onnx.reference import ReferenceEvaluator
 from quantize_graphs import weights
 
 from exporter.errors import GateError, UsageError
+from exporter.quantize.integers.grid import SMALLEST_SCALE
 from exporter.quantize.integers.weights import (
-    SMALLEST_SCALE,
     Blocks,
     dequantize_blocks,
     dequantize_per_channel,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,25 @@ def test_a_finished_graph_is_not_compressed(tmp_path: Path) -> None:
     model = recipe.model.model_copy(update={"factory": None, "path": Path("m.onnx")})
     with pytest.raises(UnsupportedError, match="factory and weights"):
         _plan(recipe.model_copy(update={"model": model}))
+
+
+@pytest.mark.parametrize(
+    ("module", "step", "needs"),
+    [
+        (
+            "torch_pruning",
+            'method = "prune"\nratio = 0.3\ntrain = false',
+            "compress.0 (prune) needs torch_pruning",
+        ),
+        ("accelerate", 'method = "qat"', "compress.0 (qat) needs accelerate"),
+    ],
+)
+def test_a_step_whose_library_is_not_installed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, step: str, needs: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UnsupportedError) as caught:
+        _plan(_read(tmp_path, f"[[compress]]\n{step}"))
+    assert caught.value.cause.startswith(needs)
+    assert caught.value.fix == "run: pip install 'edge-exporter[compress]'"
+    _plan(_read(tmp_path, '[[compress]]\nmethod = "factorize"\nmax_error = 0.1\ntrain = false'))

@@ -11,10 +11,8 @@ import onnx_ir as ir
 from onnx import TensorProto, helper
 
 from calibration.dataset import ListDataset
-from exporter.jobs.shared.settle import observable
+from exporter.judging.scoring import Judging
 from exporter.progress import Silence
-from exporter.quantize.quantize import quantize
-from exporter.quantize.ranges import choose_ranges
 from exporter.recover.calibrator import Calibrator
 from exporter.recover.judge import Judge
 from exporter.recover.settling import Recovering
@@ -78,17 +76,11 @@ class Ground:
         self.calibration = ListDataset(images(32, 2))
 
     def judge(self, folder: str = "judge") -> Judge:
-        return Judge(
-            self.onnx, self.evaluation, self.folder / folder, metric_name=None, metric=None, labels=None
-        )
+        return Judge(self.onnx, Judging(self.evaluation), self.folder / folder)
 
     def recovering(self) -> Recovering:
-        judge = self.judge()
-        calibrator = Calibrator(
-            self.calibration, self.folder, wanted=observable, choose=choose_ranges, settled={},
-            collecting=lambda _done: None,
-        )  # fmt: skip
+        calibrator = Calibrator(self.calibration, self.folder, trained={}, collecting=lambda _done: None)
         return Recovering(
             model=self.model, onnx=self.onnx, axes={}, samples=self.calibration, calibrator=calibrator,
-            judge=lambda: judge, quantize=quantize, settled={}, folder=self.folder, progress=Silence(),
+            judge=self.judge(), trained={}, folder=self.folder, progress=Silence(),
         )  # fmt: skip

@@ -12,7 +12,8 @@ from exporter.errors import GateError, RecipeError
 from exporter.quantize.integers.encodings import Encodings
 from exporter.quantize.quantize import quantize
 from exporter.recover import rungs as rungs_module
-from exporter.recover.settling import Settled, Wishes
+from exporter.recover.candidates import Wishes
+from exporter.recover.settling import Settled
 from exporter.schemes import Scheme
 
 STATIC = Scheme.parse("static_wi8_ai8")
@@ -110,7 +111,7 @@ def test_kept_layers_of_the_recipe_stay_beside_those_of_the_ladder(tmp_path, no_
 def test_a_budget_without_labels_or_classes_is_refused(tmp_path):
     ground = Ground(tmp_path)
     recovering = ground.recovering()
-    judge = recovering.judge()
+    judge = recovering.judge
     judge._answers = tmp_path / "flat"
     judge._answers.mkdir()
     import numpy as np
@@ -124,10 +125,9 @@ def test_a_budget_without_labels_or_classes_is_refused(tmp_path):
 
 def test_stale_encodings_of_changed_weights_are_dropped(tmp_path):
     from exporter.recover.methods.base import Candidate
-    from exporter.recover.settling import _Candidates
 
     ground = Ground(tmp_path)
-    candidates = _Candidates(ground.recovering(), ground.model, STATIC, Wishes("auto"))
+    candidates = ground.recovering().candidates(STATIC, Wishes("auto"))
     before = candidates.start("minmax")
     changed = ground.model.clone()
     held = changed.graph.initializers["c0.weight"]

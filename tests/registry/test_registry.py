@@ -151,14 +151,14 @@ def test_a_second_publisher_is_told_who_is_in(
     build: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inside, leave = threading.Event(), threading.Event()
-    commit = publishing._commit
+    commit = publishing.commit
 
     def slowly(*arguments: object) -> None:
         inside.set()
         assert leave.wait(60)
         commit(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(publishing, "_commit", slowly)
+    monkeypatch.setattr(publishing, "commit", slowly)
     first = threading.Thread(target=put, args=(build, tmp_path / "registry"))
     first.start()
     assert inside.wait(60)

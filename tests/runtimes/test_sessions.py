@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -11,7 +13,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from exporter.errors import InputError
 from exporter.runtimes import sessions
+from exporter.runtimes.onnxruntime_cpu import OnnxModel
+from exporter.runtimes.optimized import executed_operators
 
 FACTS = "processor\t: 0\nflags\t\t: fpu sse4_2 avx2{}\n"
 
@@ -73,3 +78,52 @@ def test_sums_of_large_products_are_those_of_the_specification(
     (answer,) = sessions.open_session(model, options).run(None, {"x": x})
     wanted = ReferenceEvaluator(onnx.load_model_from_string(model)).run(None, {"x": x})[0]
     np.testing.assert_allclose(answer, wanted, atol=1)  # a tie may round either way
+
+
+@pytest.mark.parametrize(
+    "feeds",
+    [
+        {},
+        {"x": np.zeros((4, 64), np.float64)},
+        {"x": np.zeros((4, 63), np.float32)},
+        {"x": np.zeros(64, np.float32)},
+        {"x": np.full((4, 64), None)},
+        {"x": np.full((4, 64), "a")},
+        {"x": np.zeros((4, 64), np.complex64)},
+        {"x": None},
+        {"x": {"y": 1}},
+    ],
+    ids=str,
+)
+def test_what_a_model_does_not_take_is_an_input_error(tmp_path: Path, feeds: dict[str, Any]) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(chain(1))
+    model = OnnxModel(path)
+    with pytest.raises(InputError, match=r"^onnxruntime refused to run the model: \S"):
+        model.run(feeds)
+
+
+def unheard_of() -> bytes:
+    """Return a model of one operator that nobody knows."""
+    graph = helper.make_graph([helper.make_node("Nothing", [], ["y"])], "graph", [], [])
+    return helper.make_model(graph, ir_version=9).SerializeToString()
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", chain(1)[:-100], unheard_of(), None])
+def test_what_is_no_model_is_an_input_error(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "model.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    for load in (OnnxModel, executed_operators):
+        with pytest.raises(InputError, match=r"^onnxruntime \S+ cannot load .*model\.onnx: \S"):
+            load(path)
+
+
+def test_what_is_no_refusal_is_not_taken_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(chain(1))
+    model = OnnxModel(path)
+    for other in (MemoryError(), KeyError("a bug of ours")):
+        monkeypatch.setattr(model, "_session", Mock(run=Mock(side_effect=other)))
+        with pytest.raises(type(other)):
+            model.run({})

@@ -9,11 +9,11 @@ import pytest
 
 import exporter.demo
 from exporter.artifacts import ArtifactSpec
-from exporter.errors import CalibrationError
+from exporter.errors import CalibrationError, InputError
 from exporter.progress import Silence
 from exporter.recipe.recipe import Recipe, read_recipe
 from exporter.recipe.tune import TuneTable
-from exporter.search.evaluation import PipelineEvaluation, artifact_of, plan_of
+from exporter.search.evaluation import PipelineEvaluation, artifact_of, plan_of, user_measure
 from exporter.search.trial import Evaluate
 from exporter.search.tuning import TuneRequest, read_question, tune
 
@@ -115,6 +115,19 @@ def test_the_artifact_takes_the_recipes_scheme_unless_it_has_its_own(
     recipe: Path, artifact: str, spec: str
 ) -> None:
     assert artifact_of(read_recipe(recipe), table(artifact=artifact)) == ArtifactSpec.parse(spec)
+
+
+def test_the_users_measure_imports_its_neighbours_when_it_runs(tmp_path: Path) -> None:
+    (tmp_path / "weigh.py").write_text(
+        "def weigh(path):\n    from scales import put\n    yield from put(path)\n"
+    )
+    (tmp_path / "scales.py").write_text("def put(path):\n    yield 'grams', path.name.count('g')\n")
+    objectives = ["metric", "device:grams min"]
+    measure = user_measure(table(measure="weigh.py:weigh", objectives=objectives), tmp_path)
+    assert measure is not None
+    assert measure(Path("egg")) == {"grams": 2.0}
+    with pytest.raises(InputError, match=r"tune.measure weigh.py:weigh failed: .* \(scales.py line 2\)"):
+        measure(3)  # type: ignore[arg-type]
 
 
 def test_what_judges_in_the_end_is_not_what_chooses(recipe: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from optuna.trial import TrialState
 from search_ground import RECIPE, Arithmetic, Failing, question_of, run, start_worker
 
-from exporter.errors import GateError, UsageError
+from exporter.errors import GateError, UnsupportedError, UsageError
 from exporter.recipe.recipe import Recipe, read_recipe
 from exporter.search.points import Outcome
 from exporter.search.trial import Report, TrialFigures
@@ -281,3 +282,12 @@ def test_a_recipe_in_a_folder_of_others_is_tuned_into_the_output(
     assert recipe.model.factory == "../theirs/net.py:build"
     assert str(recipe.data.training and recipe.data.training["path"]) == "../theirs/data/training.npz"
     shutil.rmtree(tmp_path / "theirs")
+
+
+def test_a_search_whose_picture_could_not_be_drawn_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UnsupportedError, match="tune needs matplotlib, which is not installed") as caught:
+        question_of(tmp_path)
+    assert caught.value.fix == "run: pip install 'edge-exporter[search]'"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from exporter.errors import CalibrationError, RecipeError
+from exporter.errors import CalibrationError, EdgeError, InputError, RecipeError
 from exporter.model.source import SourceModel
 from exporter.recipe.planning import Plan, make_plan
 from exporter.recipe.recipe import read_recipe
@@ -28,16 +29,17 @@ shape = ["batch", 4]
 [data]
 calibration = {{ source = "npz", path = "calibration.npz" }}
 evaluation = {{ source = "npz", path = "evaluation.npz", labels = "label" }}
+{data}
 [targets.raspberry-pi]
 artifacts = ["onnx:static_wi8_ai8"]
 """
 
 
 def prepare(
-    folder: Path, *, scale: float = 1.0, outlier: float = 0.0, model: str = ""
+    folder: Path, *, scale: float = 1.0, outlier: float = 0.0, model: str = "", data: str = ""
 ) -> tuple[Plan, SourceModel]:
     (folder / "net.py").write_text("import torch\ndef build(): return torch.nn.Linear(4, 3)\n")
-    (folder / "recipe.toml").write_text(RECIPE.format(model=model))
+    (folder / "recipe.toml").write_text(RECIPE.format(model=model, data=data))
     rng = np.random.default_rng(0)
     calibration = rng.normal(0, 1, (20, 4)).astype(np.float32)
     calibration[7, 2] += outlier
@@ -69,6 +71,43 @@ def test_calibration_and_evaluation_that_were_not_scaled_alike_are_named_with_bo
 def test_one_outlier_is_no_other_scale(tmp_path: Path) -> None:
     data = read(tmp_path, outlier=1e6)
     assert any("sample 7 of input 'x'" in finding for finding in data.findings)
+
+
+def test_a_metric_of_the_users_imports_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "scoring").mkdir()
+    (tmp_path / "scoring" / "metric.py").write_text(
+        "from hits import hits\nimport net\n"
+        "def score(outputs, labels):\n    from share import share\n    return share(hits(outputs, labels))\n"
+    )
+    (tmp_path / "scoring" / "hits.py").write_text("def hits(outputs, labels):\n    return [True, False]\n")
+    (tmp_path / "share.py").write_text("def share(hits):\n    return sum(hits) / len(hits)\n")
+    data = read(tmp_path, data='metric = "scoring/metric.py:score"')
+    assert data.metric is not None
+    assert data.metric([], np.zeros(2)) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("metric", "kind", "said"),
+    [
+        ("top2", RecipeError, "data.metric: no metric is called 'top2'"),
+        ("absent.py:f", InputError, "data.metric absent.py:f: the file .* does not exist"),
+        ("net.py:f", InputError, "data.metric net.py:f: no callable f; fix: it has build"),
+    ],
+)
+def test_a_metric_that_is_not_there_is_named(
+    tmp_path: Path, metric: str, kind: type[EdgeError], said: str
+) -> None:
+    with pytest.raises(kind, match=said):
+        read(tmp_path, data=f'metric = "{metric}"')
+
+
+def test_a_source_of_the_users_is_named_by_its_key(tmp_path: Path) -> None:
+    plan, source = prepare(tmp_path)
+    own = {"source": "python", "callable": "net.py:f"}
+    data = plan.recipe.data.model_copy(update={"evaluation": own})
+    plan = replace(plan, recipe=plan.recipe.model_copy(update={"data": data}))
+    with pytest.raises(InputError, match=r"data.evaluation.callable net.py:f: no callable f"):
+        read_data(plan, source)
 
 
 def test_names_of_classes_come_from_the_recipe(tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from exporter.errors import InputError, TimeLimitError
+from exporter.errors import TimeLimitError
 from exporter.model import factory
 from exporter.model.source import SourceModel
 from exporter.recipe.planning import make_plan
 from exporter.recipe.recipe import read_recipe
 from exporter.stages.load import load
-from exporter.system.user_code import import_user_code
 from targets.discovery import get_target
 
 RECIPE = """
@@ -71,27 +71,31 @@ def test_the_module_comes_in_eval_mode_and_answers_twice_the_same(tmp_path: Path
     assert np.array_equal(first[0], second[0])
 
 
+def test_a_factory_and_its_forward_import_neighbours_when_they_run(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "layers.py").write_text("def scaled(x, scale):\n    return x * scale\n")
+    body = NET.replace("return self.drop(", "import layers\n        return layers.scaled(")
+    body = body.replace(" * scale)", ", scale)").replace(
+        "return Net()", "import layers, shared\n    return shared.seen(Net())"
+    )
+    (tmp_path / "net" / "net.py").write_text(body)
+    (tmp_path / "shared.py").write_text("def seen(net):\n    net.seen = True\n    return net\n")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE.replace("net.py:build", "net/net.py:build"))
+    plan = make_plan(read_recipe(recipe), {"raspberry-pi": get_target("raspberry-pi")})
+    source = load(plan, log=tmp_path / "log")
+    assert source.module is not None
+    assert source.module.seen
+    assert source.forward(source.example)[0].shape == (1, 2)
+    torch.export.export(source.module, tuple(map(torch.from_numpy, source.example.values())))
+
+
 def test_loading_leaves_no_trace_in_the_interpreter(tmp_path: Path) -> None:
     path = list(sys.path)
     _load(tmp_path)
     assert sys.path == path
     assert not any("SIGALRM" in str(item) for item in [factory.signal.getsignal(factory.signal.SIGALRM)])
     assert factory.signal.getitimer(factory.signal.ITIMER_REAL) == (0.0, 0.0)
-
-
-def test_user_code_is_imported_under_a_name_of_its_own(tmp_path: Path) -> None:
-    (tmp_path / "targets.py").write_text("value = 3\n")
-    module, attribute = import_user_code("targets.py:value", tmp_path)
-    assert (getattr(module, attribute), module.__name__ != "targets") == (3, True)
-    assert sys.modules["targets"].__name__ == "targets"
-
-
-def test_user_code_that_fails_is_not_left_half_imported(tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text("value = 1\nraise RuntimeError('no')\n")
-    for _ in range(2):
-        with pytest.raises(InputError, match=r"RuntimeError: no \(broken.py line 2\)"):
-            import_user_code("broken.py:value", tmp_path)
-    assert not any(name.startswith("_edge_user_broken") for name in sys.modules)
 
 
 def test_the_time_limit_interrupts_even_code_that_catches_everything() -> None:

@@ -15,6 +15,7 @@ from exporter.bundle.golden import GoldenInputs
 from exporter.errors import CalibrationError, GateError, InputError
 from exporter.judging.metrics import top1
 from exporter.judging.reference import Reference
+from exporter.judging.scoring import Judging
 from exporter.runtimes import worker
 from exporter.runtimes.worker import read_samples
 from exporter.stages.validate import edge_cases, make_reference, validate
@@ -54,11 +55,8 @@ def _reference(
     edges = edge_cases(SPECS, {"batch": 1}, shown)
     return make_reference(
         model,
-        shown,
+        Judging(shown, labels, "top1", top1),
         edges,
-        metric_name="top1",
-        metric=top1,
-        labels=labels,
         workdir=folder / "reference",
         golden=GoldenInputs(tuple(golden)),
     )

@@ -51,6 +51,15 @@ def test_a_result_comes_back_with_time_and_memory(call: Call) -> None:
     assert 1 < result.peak_rss_mb < 10_000
 
 
+def test_a_users_module_in_the_working_folder_does_not_stand_for_ours(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("exporter.py", "json.py"):
+        (tmp_path / name).write_text("raise SystemExit('mine')\n")
+    monkeypatch.chdir(tmp_path)
+    assert call("answer").value == {"echo": {}}
+
+
 def test_noise_goes_to_the_log_and_a_large_answer_arrives(
     call: Call, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

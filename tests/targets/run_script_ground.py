@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from targets.raspberry_pi.target import RUN_SCRIPT
+from targets.raspberry_pi.script import RUN_SCRIPT, run_script
 
 
-def load_script(path: Path = RUN_SCRIPT) -> Any:
-    """Return the script as a module of its own; it finds the files beside it."""
-    spec = importlib.util.spec_from_file_location("bundle_run_script", path)
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # a bundle must not change by being used
-    try:
-        spec.loader.exec_module(script)
-    finally:
-        sys.dont_write_bytecode = before
+def load_script(path: Path | None = None) -> Any:
+    """Return the script at `path` as a module of its own, which finds the files beside it; else the one that bundles get.
+
+    A bundle does not change by it: no bytecode is written.
+    """
+    script = ModuleType("bundle_run_script")
+    script.__file__ = str(path or RUN_SCRIPT)
+    source = run_script() if path is None else path.read_text(encoding="utf-8")
+    exec(compile(source, script.__file__, "exec"), vars(script))
     return script

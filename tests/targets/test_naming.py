@@ -51,6 +51,14 @@ def test_swift_strings_say_the_text_and_hold_no_interpolation(text: str) -> None
 
 
 @given(st.text())
+def test_cells_of_a_table_say_the_text_and_cannot_be_closed(text: str) -> None:
+    cell = naming.cell(text)
+
+    assert cell.replace("\\|", "|") == text
+    assert not re.search(r"(?<!\\)\|", cell)
+
+
+@given(st.text())
 def test_comments_stay_on_one_line_and_cannot_be_closed(text: str) -> None:
     comment = naming.comment(text)
 

@@ -26,10 +26,12 @@ from exporter.errors import (
     UnsupportedError,
 )
 from exporter.judging.metrics import top1
-from exporter.progress import Silence
+from exporter.progress import Progress, Silence
 from exporter.recipe.compression import TrainingTable
 from exporter.training.checkpoint import checkpoints
 from exporter.training.data import TrainingData
+from exporter.training.fit import require_data
+from exporter.training.job import TrainingJob
 from exporter.training.loop import train
 from exporter.training.record import TrainingRecord
 from exporter.training.schedule import divided, make_optimizer, rate_factor
@@ -54,15 +56,16 @@ class Ears(Silence):
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., TrainingRecord]:
     def call(
-        net: torch.nn.Module, data: TrainingData | None = None, table: TrainingTable = TABLE, **options: Any
+        net: torch.nn.Module,
+        data: TrainingData | None = None,
+        table: TrainingTable = TABLE,
+        *,
+        progress: Progress | None = None,
+        label: str | None = None,
+        **asked: Any,
     ) -> TrainingRecord:
-        options = {
-            "folder": tmp_path / "training",
-            "progress": Silence(),
-            "recipe_folder": tmp_path,
-            **options,
-        }
-        return train(net, data or make_data(), table, **options)
+        job = TrainingJob(net, make_data() if data is None else data, table, recipe_folder=tmp_path, **asked)
+        return train(job, tmp_path / "training", progress or Silence(), label=label)
 
     return call
 
@@ -249,9 +252,11 @@ def test_outputs_without_a_batch_axis_are_judged_sample_by_sample(run: Callable[
 # --- refusals --------------------------------------------------------------------------------------------
 
 
-def test_nothing_to_learn_from(run: Callable[..., TrainingRecord], tmp_path: Path) -> None:
+def test_nothing_to_learn_from(run: Callable[..., TrainingRecord]) -> None:
     with pytest.raises(CalibrationError, match="no training data"):
-        train(make_net(), None, TABLE, folder=tmp_path, progress=Silence())
+        require_data(None)
+    with pytest.raises(CalibrationError, match="no training data"):
+        run(make_net(), replace(make_data(), training={"image": np.zeros((0, 1, 8, 8), np.float32)}))
     with pytest.raises(CalibrationError, match="no labels, and there is no teacher"):
         run(make_net(), make_data(labelled=False))
 
@@ -395,6 +400,24 @@ def test_a_loss_that_fails(
     (tmp_path / "loss.py").write_text(f"def f(outputs, labels):\n{body}\n")
     with pytest.raises(InputError, match=message):
         run(make_net(), table=TrainingTable(loss="loss.py:f"))
+
+
+def test_the_users_code_imports_its_neighbours_when_it_runs(
+    run: Callable[..., TrainingRecord], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def loss(outputs, labels):\n    import parts\n    return parts.margin(outputs, labels)\n"
+        "def augment(inputs, generator):\n    import parts\n    return parts.same(inputs)\n"
+        "def fit(module, session):\n    import parts\n"
+        "    for batch in session.batches(0):\n        session.objective(batch.inputs, batch.labels).backward()\n"
+    )
+    (tmp_path / "parts.py").write_text(
+        "from torch.nn.functional import multi_margin_loss as margin\ndef same(inputs):\n    return inputs\n"
+    )
+    table = TrainingTable(epochs=1, loss="mine.py:loss", augment="mine.py:augment")
+    assert run(make_net(), table=table).epochs == 1
+    record = run(make_net(), table=table.model_copy(update={"function": "mine.py:fit"}))
+    assert record.stopped == "the user's function"
 
 
 def test_a_callable_that_is_not_there(run: Callable[..., TrainingRecord], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from training_ground import AUGMENT, make_data, make_net, script_command
 from exporter.progress import Silence
 from exporter.recipe.compression import TrainingTable
 from exporter.training.checkpoint import checkpoints
+from exporter.training.job import TrainingJob
 from exporter.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,15 +97,8 @@ def _train(
     table = TrainingTable(**{"epochs": 3, "batch_size": 32, "checkpoint_seconds": 0.0, **keys})  # type: ignore[arg-type]
     resumed = False
     try:
-        record = train(
-            net,
-            make_data(),
-            table,
-            folder=folder,
-            progress=ears,
-            after_step=_stop_at(stop_at or 10**9),
-            resume=True,
-        )
+        job = TrainingJob(net, make_data(), table, after_step=_stop_at(stop_at or 10**9))
+        record = train(job, folder, ears, resume=True)
         resumed = record.resumed
     except _Stop:
         pass
@@ -142,6 +136,18 @@ def test_checkpoints_of_another_training_are_not_used(tmp_path: Path) -> None:
         assert all(torch.equal(fresh[name], weights[name]) for name in fresh)
 
 
+def test_a_training_with_other_code_beside_the_users_file_is_another_training(tmp_path: Path) -> None:
+    (tmp_path / "augment.py").write_text(
+        "def same(inputs, generator):\n    import parts\n    return parts.f(inputs)\n"
+    )
+    code: dict[str, object] = {"augment": f"{tmp_path}/augment.py:same"}
+    for text, wanted in (("f = dict", True), ("f = lambda inputs: {**inputs}", False)):
+        (tmp_path / "parts.py").write_text("f = dict")
+        _train(tmp_path / "run", stop_at=4, **code)
+        (tmp_path / "parts.py").write_text(text)
+        assert _train(tmp_path / "run", **code)[2] is wanted
+
+
 def test_momentum_is_resumed_too(tmp_path: Path) -> None:
     whole, _, _ = _train(tmp_path / "whole", optimizer="sgd")
     _train(tmp_path / "killed", stop_at=4, optimizer="sgd")
@@ -171,7 +177,7 @@ def test_without_resume_a_training_starts_anew(tmp_path: Path) -> None:
     _train(tmp_path / "training", stop_at=4)
     net = make_net()
     table = TrainingTable(epochs=1, batch_size=32)
-    record = train(net, make_data(), table, folder=tmp_path / "training", progress=Silence())
+    record = train(TrainingJob(net, make_data(), table), tmp_path / "training", Silence())
     assert not record.resumed
 
 
@@ -190,7 +196,7 @@ def test_a_training_leaves_the_process_as_it_was(tmp_path: Path) -> None:
         random.getstate(),
         np.random.get_state(legacy=False)["state"]["key"].tolist(),
     )
-    train(net, make_data(), table, folder=tmp_path / "training", progress=Silence())
+    train(TrainingJob(net, make_data(), table), tmp_path / "training", Silence())
     after = (
         torch.get_rng_state(),
         random.getstate(),

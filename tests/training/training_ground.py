@@ -80,6 +80,7 @@ from safetensors.torch import save_file
 from training_ground import make_data, make_net
 from exporter.recipe.compression import TrainingTable
 from exporter.progress import Silence
+from exporter.training.job import TrainingJob
 from exporter.training.loop import train
 from exporter.training.distributed import rank, share, wait, is_main, process_count
 
@@ -93,10 +94,9 @@ print(f"pid {os.getpid()}", flush=True)
 wait()
 assert share({"from": rank()}) == {"from": 0}
 after = (lambda done, total: print(f"step {done}", flush=True)) if is_main() else None
-record = train(
-    net, make_data(options.pop("count", 120)), TrainingTable(**options), folder=workdir / "training",
-    progress=Said(), after_step=after, recipe_folder=workdir, resume=True,
-)
+data, table = make_data(options.pop("count", 120)), TrainingTable(**options)
+job = TrainingJob(net, data, table, after_step=after, recipe_folder=workdir)
+record = train(job, workdir / "training", Said(), resume=True)
 print(record, flush=True)
 state = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
 save_file(state, workdir / f"weights-{rank()}.safetensors")

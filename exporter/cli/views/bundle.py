@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,13 @@ from typing import Any
 from exporter.bundle.contract import DOCUMENT_NAME, contract_document, read_contract
 from exporter.bundle.manifest import MANIFEST_NAME, listed_bytes, read_manifest
 from exporter.bundle.measured import read_measured
-from exporter.cli.inspect import contract_pairs
+from exporter.bundle.report import REPORT_NAME, read_report
 from exporter.cli.terminal.console import Column, Console
 from exporter.cli.terminal.text import typed_path
 from exporter.cli.views import figures
+from exporter.cli.views.contract import contract_pairs
 from exporter.cli.views.report import show_report
 from exporter.errors import InputError, IntegrityError
-
-REPORT_NAME = "report.json"
 
 
 def show_folder(console: Console, folder: Path) -> None:
@@ -26,7 +24,7 @@ def show_folder(console: Console, folder: Path) -> None:
     Raises `InputError` if no build made it, `IntegrityError` if it is damaged.
     """
     if (folder / REPORT_NAME).is_file():
-        _show_build(console, folder)
+        show_report(console, folder, read_report(folder / REPORT_NAME))
     elif (folder / MANIFEST_NAME).is_file():
         _show_bundle(console, folder)
     else:
@@ -34,14 +32,6 @@ def show_folder(console: Console, folder: Path) -> None:
             f"{folder} holds neither {MANIFEST_NAME} nor {REPORT_NAME}, so it is no bundle and no build",
             fix="name a folder below edge-build/NAME/VERSION, a recipe or an .onnx file",
         )
-
-
-def _show_build(console: Console, folder: Path) -> None:
-    path = folder / REPORT_NAME
-    try:
-        show_report(console, folder, json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{path} is damaged", fix="build it again, or copy it again") from error
 
 
 def _show_bundle(console: Console, folder: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from exporter.cli.terminal.console import Column, Console
 from exporter.cli.views import figures
+
+if TYPE_CHECKING:
+    from exporter.artifacts import ModelFigures
+    from exporter.bundle.report import CompressionEntry
 
 _COLUMNS = (
     Column("compression", fold=False),
@@ -21,53 +24,54 @@ _COLUMNS = (
 )
 
 
-def show_compression(console: Console, compression: Mapping[str, Any]) -> None:
-    """Answer with the table of `compression` (as report.json has it): what every step left of the model."""
-    steps = compression["steps"]
-    original = compression["original"]
+def show_compression(console: Console, compression: CompressionEntry) -> None:
+    """Answer with the table of `compression`: what every step left of the model."""
+    steps = compression.steps
+    original = compression.original
     rows = [_row("original", original, None, None)]
     rows += [
-        _row(f"{number} {step['method']}", step["after"], step["changed"], step["seconds"])
+        _row(f"{number} {step.method}", step.after, step.changed, step.seconds)
         for number, step in enumerate(steps, start=1)
     ]
     if steps:
-        rows.append(_shares(original, steps[-1]["after"]))
+        rows.append(_shares(original, steps[-1].after))
     console.answer()
     console.answer_table(_COLUMNS, rows)
-    notes = [
-        f"{number} {step['method']}: {note}" for number, step in enumerate(steps, 1) for note in step["notes"]
-    ]
+    notes = [f"{number} {step.method}: {note}" for number, step in enumerate(steps, 1) for note in step.notes]
     console.answer_list("compression notes", notes)
 
 
-def _row(
-    name: str, now: Mapping[str, Any], changed: Mapping[str, Any] | None, seconds: float | None
-) -> list[str]:
+def _row(name: str, now: ModelFigures, changed: ModelFigures | None, seconds: float | None) -> list[str]:
     return [
         name,
-        figures.count(now["parameters"]),
-        figures.count(now["macs"]),
-        figures.byte_size(now["size_bytes"]),
-        figures.byte_size(now["download_bytes"]),
-        figures.milliseconds(now["p50_ms"]),
+        figures.count(now.parameters),
+        figures.count(now.macs),
+        figures.byte_size(now.size_bytes),
+        figures.byte_size(now.download_bytes),
+        figures.milliseconds(now.p50_ms),
         _score(now),
         "" if changed is None else _score(changed),
         "" if seconds is None else f"{seconds:.0f}",
     ]
 
 
-def _score(now: Mapping[str, Any]) -> str:
-    return figures.ABSENT if now["score"] is None else f"{now['score']:.4f}"
+def _score(now: ModelFigures) -> str:
+    return figures.ABSENT if now.score is None else f"{now.score:.4f}"
 
 
-def _shares(original: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _shares(original: ModelFigures, now: ModelFigures) -> list[str]:
     """Return the last row: what is left of every figure of the original."""
 
-    def left(key: str) -> str:
-        return f"{now[key] / original[key]:.0%}" if original[key] and now[key] is not None else figures.ABSENT
+    def left(before: float | None, after: float | None) -> str:
+        return f"{after / before:.0%}" if before and after is not None else figures.ABSENT
 
     change = ""
-    if now["score"] is not None and original["score"] is not None:
-        change = f"{100 * (now['score'] - original['score']):+.2f}"
-    keys = ("parameters", "macs", "size_bytes", "download_bytes", "p50_ms")
-    return ["left of it", *(left(key) for key in keys), change, "", ""]
+    if now.score is not None and original.score is not None:
+        change = f"{100 * (now.score - original.score):+.2f}"
+    lefts = (left(before, after) for before, after in zip(_costs(original), _costs(now), strict=True))
+    return ["left of it", *lefts, change, "", ""]
+
+
+def _costs(model: ModelFigures) -> tuple[float | None, ...]:
+    """Return the figures of which less is better, in the order of their columns."""
+    return model.parameters, model.macs, model.size_bytes, model.download_bytes, model.p50_ms

@@ -11,8 +11,7 @@ from exporter.cli.terminal.text import typed_path
 from exporter.cli.views import figures
 
 if TYPE_CHECKING:
-    from exporter.search.points import Point
-    from exporter.search.results import Findings
+    from exporter.search.points import Findings, Point
     from exporter.search.trial import Goal, TrialFigures
     from exporter.search.tuning import Question, Tuned, TuneRequest
 

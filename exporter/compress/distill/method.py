@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from exporter.compress.base import StepContext, StepResult
+from exporter.compress.base import StepResult, Workshop
 from exporter.compress.distill.layers import LayerPair, map_layers, trace
 from exporter.compress.distill.objective import DistillObjective
 from exporter.compress.retraining import recovery_of
@@ -21,12 +21,11 @@ from exporter.model.state_dict import load_weights, require_sane_weights
 from exporter.recipe.compression import DistillTable
 from exporter.training.data import take
 from exporter.training.objectives import require_same_shapes, settle_loss
-from exporter.training.user_function import user_callable
 
 _PROBED_SAMPLES = 2
 
 
-def distill(source: SourceModel, table: DistillTable, context: StepContext) -> StepResult:
+def distill(source: SourceModel, table: DistillTable, workshop: Workshop) -> StepResult:
     """Return `source` trained to answer, and where the table says so to think, as its teacher does.
 
     The teacher is the model as the recipe loaded it, or the table's own. Labels are used where there are any.
@@ -36,13 +35,13 @@ def distill(source: SourceModel, table: DistillTable, context: StepContext) -> S
     outputs of different shapes or have no layers in common, `RecipeError` (2) for unknown layers, `InputError`
     (10) for the teacher's factory or weights, and what training raises.
     """
-    training = recovery_of(table, context)
-    if source.module is None or training is None or context.training is None:
+    training = recovery_of(table, workshop)
+    if source.module is None or training is None or workshop.training is None:
         raise CalibrationError(
             "distillation has nothing to train", fix="give a torch model and training data"
         )
-    data = context.training
-    student, teacher = copy.deepcopy(source.module), _teacher(table, context)
+    data = workshop.training
+    student, teacher = copy.deepcopy(source.module), _teacher(table, workshop)
     rows = np.arange(min(_PROBED_SAMPLES, len(data)))
     inputs = take(data.training, None, rows, data.inputs).inputs
     seen = trace(student, inputs), trace(teacher, inputs)
@@ -50,17 +49,14 @@ def distill(source: SourceModel, table: DistillTable, context: StepContext) -> S
     pairs: tuple[LayerPair, ...] = ()
     if table.feature or table.attention:
         pairs = map_layers(student, teacher, seen, table.layers)
-    user_loss = None
-    if ":" in training.loss:
-        user_loss = user_callable(training.loss, context.recipe.folder, key="training.loss")
-    loss = settle_loss(training, data, user_loss)
+    loss = settle_loss(training, data, workshop.recipe.folder)
     objective = DistillObjective(student, teacher, table, training, loss, pairs, seen)
     if table.attention and not objective.attention:
         raise UnsupportedError(
             "the layers in distill.layers differ in kind or in tokens, so their attention cannot be compared",
             fix="map feature maps to feature maps and blocks to blocks, or set attention to 0",
         )
-    record = context.train(student, training, objective=objective, name="distill")
+    record = workshop.train(student, training, "distill", objective=objective)
     return StepResult(
         source=replace(source, module=student, ranges={}),
         edit={"kind": "distill"},
@@ -75,16 +71,17 @@ def replay(module: nn.Module, edit: Mapping[str, Any], source: SourceModel) -> n
     return module
 
 
-def _teacher(table: DistillTable, context: StepContext) -> nn.Module:
+def _teacher(table: DistillTable, workshop: Workshop) -> nn.Module:
     if table.teacher is None:
-        if context.original.module is None:
+        if workshop.original.module is None:
             raise UnsupportedError(
                 "the model came as ONNX and cannot teach", fix="give the teacher as a factory: teacher = …"
             )
-        return context.original.module
-    recipe = context.recipe
-    log = context.folder / "teacher.log"
-    module = call_factory(table.teacher, recipe.folder, recipe.model.load_timeout_s, log).eval()
+        return workshop.original.module
+    recipe = workshop.recipe
+    log = workshop.folder / "teacher.log"
+    timeout_s = recipe.model.load_timeout_s
+    module = call_factory(table.teacher, recipe.folder, timeout_s, log, key="distill.teacher").eval()
     if table.teacher_weights is not None:
         load_weights(module, recipe.resolve(table.teacher_weights), model=f"the teacher {table.teacher}")
     require_sane_weights(module)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from exporter.compress.base import StepContext, StepResult
+from exporter.compress.base import StepResult, Workshop
 from exporter.compress.factorize.budget import (
     Curve,
     cheapest_cuts,
@@ -41,7 +41,7 @@ from exporter.recipe.compression import FactorizeTable
 _BYTES_PER_MB = 1e6
 
 
-def factorize(source: SourceModel, table: FactorizeTable, context: StepContext) -> StepResult:
+def factorize(source: SourceModel, table: FactorizeTable, workshop: Workshop) -> StepResult:
     """Return `source` with layers replaced by pairs of lower rank, as far as the table's budget asks.
 
     With calibration data a layer's error is that of its answers to it, which costs the model far less
@@ -53,13 +53,13 @@ def factorize(source: SourceModel, table: FactorizeTable, context: StepContext) 
     `UnsupportedError` when no layer can be a pair; `RecipeError` for a skip pattern that names nothing;
     `CalibrationError` when training lacks data.
     """
-    recovery = recovery_of(table, context)
+    recovery = recovery_of(table, workshop)
     if source.module is None:
         raise UnsupportedError(
             "factorize changes torch modules, and this model came as ONNX", fix="give a factory"
         )
-    options = _options(source, table, context)
-    ranks = _ranks(source, table, context, options)
+    options = _options(source, table, workshop)
+    ranks = _ranks(source, table, workshop, options)
     changed = replace(source, module=options.applied(source.module, ranks))
     notes = _notes(options, ranks, table)
     details = options.described(source.module, ranks, table)
@@ -68,7 +68,7 @@ def factorize(source: SourceModel, table: FactorizeTable, context: StepContext) 
     trained = copy.deepcopy(changed.module)
     if trained is None:
         raise TypeError("a factorised model has a torch module")
-    record = context.train(trained, recovery, name="factorize")
+    record = workshop.train(trained, recovery, "factorize")
     return StepResult(
         source=replace(source, module=trained.cpu().eval()),
         edit=_edit(ranks),
@@ -132,16 +132,16 @@ class _Options:
         }
 
 
-def _options(source: SourceModel, table: FactorizeTable, context: StepContext) -> _Options:
+def _options(source: SourceModel, table: FactorizeTable, workshop: Workshop) -> _Options:
     watched = replace(source, module=copy.deepcopy(source.module).eval())  # type: ignore[union-attr]
     layers, skipped = factorable_layers(watched.module, table.skip)  # type: ignore[arg-type]
     layers, skipped = _worthwhile(layers, skipped, table.round_to)
-    by_answers = context.calibration is not None and len(context.calibration) > 0
-    moments = answer_moments(watched, layers, context.calibration) if by_answers else {}  # type: ignore[arg-type]
+    by_answers = workshop.calibration is not None and len(workshop.calibration) > 0
+    moments = answer_moments(watched, layers, workshop.calibration) if by_answers else {}  # type: ignore[arg-type]
     called = frozenset(moments) if by_answers else called_layers(watched, layers)
     spectra: dict[str, Spectrum] = {}
     curves: list[Curve] = []
-    with context.progress.step("decomposing layers", len(layers)) as advance:
+    with workshop.progress.step("decomposing layers", len(layers)) as advance:
         for number, layer in enumerate(layers, start=1):
             if layer.name not in called:
                 skipped[layer.name] = "the model does not call it; if its weight is used, then in another way"
@@ -194,13 +194,13 @@ def _why_whole(curve: Curve, max_error: float | None) -> str:
 
 
 def _ranks(
-    source: SourceModel, table: FactorizeTable, context: StepContext, options: _Options
+    source: SourceModel, table: FactorizeTable, workshop: Workshop, options: _Options
 ) -> dict[str, int]:
     if table.max_error is not None:
         return _within_error(table.max_error, options)
     if table.remove_parameters is not None:
         return _removing(table.remove_parameters, source, options)
-    return _within_size(table.size_mb or 0.0, source, context, options)
+    return _within_size(table.size_mb or 0.0, source, workshop, options)
 
 
 def _within_error(max_error: float, options: _Options) -> dict[str, int]:
@@ -236,14 +236,14 @@ def _removing(share: float, source: SourceModel, options: _Options) -> dict[str,
 
 
 def _within_size(
-    size_mb: float, source: SourceModel, context: StepContext, options: _Options
+    size_mb: float, source: SourceModel, workshop: Workshop, options: _Options
 ) -> dict[str, int]:
     cuts = cheapest_cuts(options.curves)
     sizes: dict[int, float] = {}
 
     def size_of(count: int) -> float:
         module = options.applied(source.module, ranks_after(cuts[:count]))  # type: ignore[arg-type]
-        sizes[count] = context.measure(replace(source, module=module)).size_bytes / _BYTES_PER_MB
+        sizes[count] = workshop.measure(replace(source, module=module)).size_bytes / _BYTES_PER_MB
         return sizes[count]
 
     count = fewest_cuts(cuts, size_of, size_mb)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from exporter.artifacts import ModelFigures
-from exporter.compress.base import Measure
 from exporter.compress.prune.cost import Cost, cost_of, parameters_of
 from exporter.compress.prune.edit import apply_changes, restored
 from exporter.compress.prune.plan import Queue, length_for_ratio, shortest
@@ -36,7 +35,7 @@ class Standing:
     original: Cost
     channels_at_start: int
     channels_gone: int
-    measure: Measure
+    measure: Callable[[SourceModel], ModelFigures]
     figures: ModelFigures | None
 
 

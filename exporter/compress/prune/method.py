@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from exporter.compress.base import StepContext, StepResult
+from exporter.compress.base import StepResult, Workshop
 from exporter.compress.prune import importance
 from exporter.compress.prune.attention import open_attention
 from exporter.compress.prune.check import Probe, arguments_of, batches_of, require_sound
@@ -43,14 +43,13 @@ from exporter.training.data import Batch, in_order
 from exporter.training.distributed import is_main, share
 from exporter.training.objectives import settle_loss, task_loss
 from exporter.training.record import TrainingRecord
-from exporter.training.user_function import user_callable
 
 TAYLOR_SAMPLES = 1024
 TAYLOR_BATCH = 32
 ACTIVATION_SAMPLES = 256
 
 
-def prune(source: SourceModel, table: PruneTable, context: StepContext) -> StepResult:
+def prune(source: SourceModel, table: PruneTable, workshop: Workshop) -> StepResult:
     """Return `source` without the channels that its goal removes, trained if the recipe says so.
 
     Raises `UnsupportedError` (12) for models that came as ONNX, when nothing can be pruned, or for a ratio that
@@ -62,12 +61,12 @@ def prune(source: SourceModel, table: PruneTable, context: StepContext) -> StepR
             f"model {source.name} came as ONNX, and pruning changes torch modules",
             fix="give the model as a factory with weights, or remove the prune step",
         )
-    training = training_of(table, context.recipe.training)
-    _require_data(table, training, context)
+    training = training_of(table, workshop.recipe.training)
+    _require_data(table, training, workshop)
     module = copy.deepcopy(source.module).eval()
     if table.history is not None:
-        return _replayed(source, module, table, training, context)
-    work = _Work(source, module, table, context, open_attention(module))
+        return _replayed(source, module, table, training, workshop)
+    work = _Work(source, module, table, workshop, open_attention(module))
     for number in range(1, table.rounds + 1):
         work.run_round(number, training)
     return work.result(training)
@@ -90,7 +89,7 @@ class _Work:
     source: SourceModel
     module: nn.Module
     table: PruneTable
-    context: StepContext
+    workshop: Workshop
     opened: tuple[str, ...]
     rounds: list[tuple[Change, ...]]
     trainings: list[TrainingRecord]
@@ -103,14 +102,14 @@ class _Work:
         source: SourceModel,
         module: nn.Module,
         table: PruneTable,
-        context: StepContext,
+        workshop: Workshop,
         opened: tuple[str, ...],
     ) -> None:
-        self.source, self.module, self.table, self.context, self.opened = (
+        self.source, self.module, self.table, self.workshop, self.opened = (
             source,
             module,
             table,
-            context,
+            workshop,
             opened,
         )
         self.rounds, self.trainings, self.notes = [], [], []
@@ -118,9 +117,9 @@ class _Work:
 
     def run_round(self, number: int, training: TrainingTable | None) -> None:
         """Remove this round's share of the goal, then train."""
-        memory = self.context.folder / f"round-{number}.json"
+        memory = self.workshop.folder / f"round-{number}.json"
         key = self._key(number)
-        with self.context.progress.step(f"pruning, round {number}/{self.table.rounds}"):
+        with self.workshop.progress.step(f"pruning, round {number}/{self.table.rounds}"):
             changes = _remembered(memory, key)
             batches = batches_of(self.source)
             probe = Probe(self.module, batches)
@@ -136,8 +135,8 @@ class _Work:
         if changes:
             self.rounds.append(changes)
         if training is not None and changes:
-            name = "train" if self.table.rounds == 1 else f"round-{number}"
-            self.trainings.append(self.context.train(self.module, training, name=name))
+            label = "prune" if self.table.rounds == 1 else f"prune round-{number}"
+            self.trainings.append(self.workshop.train(self.module, training, label))
             self.module.eval()
 
     def _groups(self, batches: tuple[tuple[Tensor, ...], ...], number: int) -> Groups:
@@ -200,8 +199,8 @@ class _Work:
             original=cost_of(self.source.module, example),
             channels_at_start=sum(self.originals.values()),
             channels_gone=gone,
-            measure=self.context.measure,
-            figures=self.context.measure(self.source)
+            measure=self.workshop.measure,
+            figures=self.workshop.measure(self.source)
             if self.table.size_mb or self.table.latency_ms
             else None,
         )
@@ -214,11 +213,11 @@ class _Work:
                 return importance.bn_scale(self.module, groups)
             case "activation":
                 return importance.activation(
-                    self.module, groups, _calibration_samples(self.source, self.context)
+                    self.module, groups, _calibration_samples(self.source, self.workshop)
                 )
             case "taylor":
                 return importance.taylor(
-                    self.module, groups, _training_batches(self.context), _loss_of(self.table, self.context)
+                    self.module, groups, _training_batches(self.workshop), _loss_of(self.table, self.workshop)
                 )
 
     def _key(self, number: int) -> str:
@@ -227,8 +226,8 @@ class _Work:
         for name, tensor in self.module.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        if self.context.training is not None:
-            digest.update(self.context.training.fingerprint.encode())
+        if self.workshop.training is not None:
+            digest.update(self.workshop.training.fingerprint.encode())
         return digest.hexdigest()
 
     def result(self, training: TrainingTable | None) -> StepResult:
@@ -278,37 +277,37 @@ def _width(layer: nn.Module) -> int:
 # --- data --------------------------------------------------------------------------------------------------
 
 
-def _require_data(table: PruneTable, training: TrainingTable | None, context: StepContext) -> None:
-    if training is not None and context.training is None:
+def _require_data(table: PruneTable, training: TrainingTable | None, workshop: Workshop) -> None:
+    if training is not None and workshop.training is None:
         raise CalibrationError(
             "the prune step trains, and the recipe has no training data",
             fix="add [data] training = {…}, or train = false in the prune step",
         )
     if table.history is not None:
         return
-    if table.importance == "taylor" and context.training is None:
+    if table.importance == "taylor" and workshop.training is None:
         raise CalibrationError(
             'prune: importance = "taylor" needs gradients of the loss, and the recipe has no training data',
             fix='add [data] training = {…}, or use importance = "magnitude"',
         )
-    if table.importance == "activation" and context.calibration is None:
+    if table.importance == "activation" and workshop.calibration is None:
         raise CalibrationError(
             'prune: importance = "activation" needs samples, and the recipe has no calibration data',
             fix='add [data] calibration = {…}, or use importance = "magnitude"',
         )
 
 
-def _calibration_samples(source: SourceModel, context: StepContext) -> Iterator[tuple[Tensor, ...]]:
-    if context.calibration is None:
+def _calibration_samples(source: SourceModel, workshop: Workshop) -> Iterator[tuple[Tensor, ...]]:
+    if workshop.calibration is None:
         raise TypeError("checked before")
-    for number, sample in enumerate(context.calibration):
+    for number, sample in enumerate(workshop.calibration):
         if number == ACTIVATION_SAMPLES:
             return
         yield arguments_of(source, sample)
 
 
-def _training_batches(context: StepContext) -> Iterator[Batch]:
-    data = context.training
+def _training_batches(workshop: Workshop) -> Iterator[Batch]:
+    data = workshop.training
     if data is None:
         raise TypeError("checked before")
     count = len(data)
@@ -318,16 +317,13 @@ def _training_batches(context: StepContext) -> Iterator[Batch]:
     return in_order(arrays, labels, data.inputs, TAYLOR_BATCH)
 
 
-def _loss_of(table: PruneTable, context: StepContext) -> importance.Loss:
+def _loss_of(table: PruneTable, workshop: Workshop) -> importance.Loss:
     """Return the task loss of the recipe's training; without labels, the power of the outputs."""
-    data = context.training
-    settings = training_of(table, context.recipe.training) or context.recipe.training
+    data = workshop.training
+    settings = training_of(table, workshop.recipe.training) or workshop.recipe.training
     if data is None:
         raise TypeError("checked before")
-    own = None
-    if ":" in settings.loss:
-        own = user_callable(settings.loss, context.recipe.folder, key="training.loss")
-    loss = settle_loss(settings, data, own)
+    loss = settle_loss(settings, data, workshop.recipe.folder)
 
     def judged(result: Any, labels: Tensor | None) -> Tensor:
         return (
@@ -361,19 +357,19 @@ def _replayed(
     module: nn.Module,
     table: PruneTable,
     training: TrainingTable | None,
-    context: StepContext,
+    workshop: Workshop,
 ) -> StepResult:
     """Return `source` pruned as `table.history` says, trained if wanted."""
     if table.history is None or source.module is None:
         raise TypeError("checked before")
-    edit = _read_history(context.recipe.resolve(table.history))
+    edit = _read_history(workshop.recipe.resolve(table.history))
     replay_edit(module, edit)
     require_sound(source, Probe(module, batches_of(source)), ())
     trainings: tuple[TrainingRecord, ...] = ()
     changed = None
     if training is not None:
         changed = replace(source, module=copy.deepcopy(module))
-        trainings = (context.train(module, training, name="train"),)
+        trainings = (workshop.train(module, training, "prune"),)
     return StepResult(
         replace(source, module=module.eval()),
         edit,

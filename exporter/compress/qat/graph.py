@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from torch import nn
 
-from exporter.compress.base import Regions
 from exporter.compress.qat.rounding import (
     ActivationGrid,
     BlockActivations,
@@ -39,6 +38,7 @@ from exporter.quantize.integers.rewrite import (
 from exporter.quantize.integers.stored import channel_axis, storing_obstacle
 from exporter.quantize.integers.tables import choose_tables, tie_tables, tied_heads
 from exporter.quantize.integers.weights import kernel_block
+from exporter.quantize.regions import Regions
 from exporter.schemes import Method, Scheme
 from exporter.torch_graph.graph import MODULE_DOMAIN, TorchGraph
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from exporter.compress.base import Regions, StepContext, StepResult
+from exporter.compress.base import StepResult, Workshop
 from exporter.compress.qat.fold import fold_norms, foldable_norms
 from exporter.compress.qat.graph import (
     Imitation,
@@ -33,8 +33,11 @@ from exporter.errors import CalibrationError, InternalError, RecipeError, Unsupp
 from exporter.model.graph import matches
 from exporter.model.onnx_write import save_onnx
 from exporter.model.source import SourceModel
+from exporter.quantize.regions import Regions, decide_regions
 from exporter.recipe.compression import QatTable, training_of
 from exporter.schemes import Method, Scheme
+from exporter.stages.measure import export
+from exporter.system.processes import rank
 
 
 class FakeQuantized(nn.Module):
@@ -94,29 +97,29 @@ class Prepared:
         return {name: grid.grid.range for name, grid in self.imitation.grids.items()}
 
 
-def qat(source: SourceModel, table: QatTable, context: StepContext) -> StepResult:
+def qat(source: SourceModel, table: QatTable, workshop: Workshop) -> StepResult:
     """Return `source` trained under the rounding of a scheme, with the activation ranges that it settled.
 
     Raises `UnsupportedError` for a model without torch module, for operators that cannot be run in torch, and
     when the scheme would quantise nothing; `RecipeError` for a scheme that training cannot imitate;
     `CalibrationError` without data to train or, for static schemes, to calibrate on.
     """
-    scheme = Scheme.parse(table.scheme or context.recipe.quantize.scheme)
-    training = training_of(table, context.recipe.training)
+    scheme = Scheme.parse(table.scheme or workshop.recipe.quantize.scheme)
+    training = training_of(table, workshop.recipe.training)
     if not knows(scheme):
         raise RecipeError(
             f"qat cannot imitate {scheme}",
             fix="use static_wi8_ai8, static_wi8_ai8_u, weight_only_wi8 or weight_only_wi4_b32 (b64, b128)",
         )
-    if context.training is None or training is None:
+    if workshop.training is None or training is None:
         raise CalibrationError(
             "step qat trains, and the recipe has no training data", fix="add [data] training = {…}"
         )
-    prepared = prepare(source, scheme, learned=table.learn_ranges, context=context)
-    record = context.train(prepared.trainable, training, name="qat")
+    prepared = prepare(source, scheme, learned=table.learn_ranges, workshop=workshop)
+    record = workshop.train(prepared.trainable, training, "qat")
     _let_train(prepared.trainable.model, prepared.resting, trains=True)
     trained = replace(prepared.source, ranges=prepared.ranges())
-    _require_same_graph(trained, prepared, context)
+    _require_same_graph(trained, prepared, workshop)
     return StepResult(
         source=trained,
         edit={"kind": "qat", "folded": [list(pair) for pair in prepared.folded]},
@@ -133,7 +136,7 @@ def replay(module: nn.Module, edit: Mapping[str, Any], source: SourceModel) -> n
     return folded
 
 
-def prepare(source: SourceModel, scheme: Scheme, *, learned: bool, context: StepContext) -> Prepared:
+def prepare(source: SourceModel, scheme: Scheme, *, learned: bool, workshop: Workshop) -> Prepared:
     """Return a copy of `source` that computes as `scheme` will; untrained, it is the post-training result.
 
     Activation ranges come from the calibration data by the recipe's rule, and are parameters if `learned`.
@@ -149,16 +152,16 @@ def prepare(source: SourceModel, scheme: Scheme, *, learned: bool, context: Step
     fold_norms(module, folded)
     ready = replace(source, module=module, ranges={})
     probe = make_probe(module)
-    model = ir.load(context.export(replace(ready, module=probe)))
+    model = _exported(replace(ready, module=probe), workshop)
     _load_constants(model)
     origins = find_origins(model.graph, probe)
-    fixed = adopt_constants(model.graph, ir.load(context.export(ready)).graph, origins)
-    keep = context.recipe.quantize.keep
+    fixed = adopt_constants(model.graph, _exported(ready, workshop).graph, origins)
+    keep = workshop.recipe.quantize.keep
     _check_keep(model, keep)
     regions: Regions | None = None
     if scheme.method is Method.STATIC:
-        regions = context.decide_regions(model, keep)
-        ranges = _calibrated(model, regions, module, origins, context)
+        regions = decide_regions(model, keep)
+        ranges = _calibrated(model, regions, module, origins, workshop)
         imitation = imitate_static(
             model, regions, ranges, unsigned=scheme.unsigned_activations, keep=keep, learned=learned
         )
@@ -182,6 +185,11 @@ def prepare(source: SourceModel, scheme: Scheme, *, learned: bool, context: Step
         fixed,
         resting,
     )
+
+
+def _exported(source: SourceModel, workshop: Workshop) -> ir.Model:
+    """Return the tidy float graph that `source` is exported to; its constants lie in a file of the step's folder."""
+    return ir.load(export(source, workshop.folder / f"exported-{rank()}" / "float32.onnx"))
 
 
 def _let_train(module: nn.Module, names: Sequence[str], *, trains: bool) -> None:
@@ -212,7 +220,7 @@ def _calibrated(
     regions: Regions,
     module: nn.Module,
     origins: Mapping[str, Origin],
-    context: StepContext,
+    workshop: Workshop,
 ) -> dict[str, tuple[float, float]]:
     """Return the range of every grid's owner over the calibration data, seen with the module's own weights."""
     from calibration.collect import collect
@@ -220,7 +228,7 @@ def _calibrated(
     names = list(dict.fromkeys(owner_of(name, regions) for name in regions.grids))
     if not names:
         return {}
-    if context.calibration is None:
+    if workshop.calibration is None:
         raise CalibrationError(
             "step qat needs calibration data for a static scheme", fix="add [data] calibration to the recipe"
         )
@@ -229,21 +237,21 @@ def _calibrated(
     for name, origin in origins.items():
         array = origin.derive(parameters[origin.parameter]).detach().contiguous().numpy()
         real.graph.initializers[name].const_value = ir.tensor(array, name=name)
-    path = context.folder / "calibrated.onnx"
+    path = workshop.folder / "calibrated.onnx"
     files = save_onnx(real, path)
-    with context.progress.step("calibrating for qat", len(context.calibration)) as advance:
-        statistics = collect(path, names, context.calibration, progress=lambda done, _total: advance(done))
+    with workshop.progress.step("calibrating for qat", len(workshop.calibration)) as advance:
+        statistics = collect(path, names, workshop.calibration, progress=lambda done, _total: advance(done))
     for file in files:
         file.unlink()
-    found = {name: statistics.range_of(name, context.recipe.quantize.rule) for name in names}
+    found = {name: statistics.range_of(name, workshop.recipe.quantize.rule) for name in names}
     return {name: (range_.low, range_.high) for name, range_ in found.items()}
 
 
-def _require_same_graph(trained: SourceModel, prepared: Prepared, context: StepContext) -> None:
+def _require_same_graph(trained: SourceModel, prepared: Prepared, workshop: Workshop) -> None:
     """Make sure that the trained ranges will be found: the exporter looks them up by name."""
     if prepared.regions is None:
         return
-    regions = context.decide_regions(ir.load(context.export(trained)), context.recipe.quantize.keep)
+    regions = decide_regions(_exported(trained, workshop), workshop.recipe.quantize.keep)
     lost = sorted(set(prepared.regions.grids) ^ set(regions.grids))
     if lost:
         raise InternalError(

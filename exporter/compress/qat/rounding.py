@@ -25,7 +25,6 @@ from exporter.quantize.integers.weights import (
     kernel_block,
     quantize_blocks,
 )
-from exporter.quantize.integers.weights import SMALLEST_SCALE as SMALLEST_WEIGHT_SCALE
 
 WEIGHT_LIMIT = 127
 """Weights are symmetric: −127 … 127."""
@@ -116,7 +115,7 @@ def channel_scales(weight: Tensor, axis: int) -> Tensor:
     _require_finite(weight)
     rows = weight.detach().movedim(axis, 0).reshape(weight.shape[axis], -1)
     largest = rows.abs().amax(dim=1) if rows.shape[1] else rows.new_zeros(len(rows))
-    return (largest / WEIGHT_LIMIT).clamp(min=float(SMALLEST_WEIGHT_SCALE))
+    return (largest / WEIGHT_LIMIT).clamp(min=SMALLEST_SCALE)
 
 
 def round_weight(weight: Tensor, scales: Tensor, axis: int) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from exporter.compress.base import StepContext, StepResult
+from exporter.compress.base import StepResult, Workshop
 from exporter.compress.retraining import recovery_of
 from exporter.compress.sparsify.masks import GONE, Pattern, obstacle, patterned, ramped, unstructured
 from exporter.compress.weight_layers import WeightLayer, choose_layers
@@ -35,7 +35,7 @@ RAMP_UPDATES = 100
 """At most this often are masks chosen anew during the ramp."""
 
 
-def sparsify(source: SourceModel, table: SparsifyTable, context: StepContext) -> StepResult:
+def sparsify(source: SourceModel, table: SparsifyTable, workshop: Workshop) -> StepResult:
     """Return `source` with the smallest weights of its linear and convolution layers exactly zero.
 
     The share `sparsity` (Han et al. 2015, arXiv:1506.02626), over the network or in each layer, or all but N of
@@ -49,7 +49,7 @@ def sparsify(source: SourceModel, table: SparsifyTable, context: StepContext) ->
     Raises `RecipeError` when a layer would keep no weight or a skip pattern names nothing,
     `UnsupportedError` when no layer can be made sparse, `CalibrationError` when training lacks data.
     """
-    recovery = recovery_of(table, context)
+    recovery = recovery_of(table, workshop)
     module = copy.deepcopy(source.module)
     if module is None:
         raise UnsupportedError(
@@ -65,12 +65,8 @@ def sparsify(source: SourceModel, table: SparsifyTable, context: StepContext) ->
             masks.advance(1.0)
             changed = replace(source, module=masks.applied_to_copy_of(module))
         with masks.held():
-            record = context.train(
-                module,
-                recovery,
-                name="sparsify",
-                after_step=masks.ramp if table.gradual else None,
-            )
+            ramp = masks.ramp if table.gradual else None
+            record = workshop.train(module, recovery, "sparsify", after_step=ramp)
         trainings = (record,)
     masks.advance(1.0)
     masks.require_some_left()
@@ -186,7 +182,7 @@ class _Masks:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Hide masked weights for as long as the context lasts; then no trace of it is left in the module."""
+        """Hide masked weights for as long as the workshop lasts; then no trace of it is left in the module."""
         order = {layer.name: list(layer.module._parameters) for layer in self.layers}
         for layer in self.layers:
             self._hidden[layer.name] = _Hidden(self.gone[layer.name])

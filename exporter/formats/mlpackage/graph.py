@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from exporter.arrays import Array
 from exporter.artifacts import Coverage, LayerCoverage
 from exporter.errors import InputError
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 DATA_MOVEMENT = frozenset(
     {

@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from exporter.arrays import Array
 from exporter.formats.mlpackage.convert import features
 from exporter.formats.mlpackage.graph import StoredWeight, operations, read_program, read_spec, stored_weights
 from exporter.formats.mlpackage.metadata import read_metadata
 from exporter.formats.mlpackage.producer import NOT_RUN
 from exporter.formats.mlpackage.program import load_program, weight_arrays
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # Specification versions of ML Programs (Core ML documentation, "Model Deployment Targets").
 _MINIMUM_IOS = {6: "15", 7: "16", 8: "17", 9: "18", 10: "26"}

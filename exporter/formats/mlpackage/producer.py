@@ -10,11 +10,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from exporter.artifacts import Artifact, Coverage, LayerCoverage, TensorSpec, to_plain
+from exporter.artifacts import Artifact, Coverage, Format, LayerCoverage, TensorSpec, to_plain
 from exporter.errors import InputError, UnsupportedError
 from exporter.formats.base import ProduceRequest
 from exporter.schemes import Method, Scheme
 from exporter.system import files
+from exporter.system.converters.environment import own_environment
 from exporter.system.isolation import call_isolated
 
 STAGE = "produce"
@@ -48,6 +49,7 @@ def produce(request: ProduceRequest) -> Artifact:
     non-finite weight.
     """
     _refuse(request)
+    own = own_environment(request.spec.format)
     result = call_isolated(
         "exporter.formats.mlpackage.convert:convert",
         {
@@ -66,8 +68,9 @@ def produce(request: ProduceRequest) -> Artifact:
         stage=STAGE,
         subject=str(request.spec),
         log=request.workdir / f"mlpackage-{request.spec.stem_suffix}.log",
-        environment=CHILD_ENVIRONMENT,
+        environment=CHILD_ENVIRONMENT | dict(own.variables if own else {}),
         preload=CHILD_LIBRARIES,
+        python=own.python if own else None,
     )
     return Artifact(
         spec=request.spec,
@@ -89,14 +92,16 @@ def inspect_structure(path: Path, program: Path, *, log: Path) -> dict[str, Any]
     itself (its contract among it), and every stored weight de-quantised and compared with the torch program's. `not_run`
     says what was not checked. `InputError` if `path` is not a readable package, `IntegrityError` for a damaged contract.
     """
+    own = own_environment(Format.MLPACKAGE)
     return call_isolated(
         "exporter.formats.mlpackage.inspect:inspect",
         {"path": str(path), "program": str(program)},
         stage="validate",
         subject=path.name,
         log=log,
-        environment=CHILD_ENVIRONMENT,
+        environment=CHILD_ENVIRONMENT | dict(own.variables if own else {}),
         preload=CHILD_LIBRARIES,
+        python=own.python if own else None,
     ).value
 
 

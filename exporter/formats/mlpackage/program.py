@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from exporter.arrays import Array
 
 _aten = torch.ops.aten
 # Results that depend on their operand's shape alone; the operand may be an input.

@@ -15,9 +15,10 @@ import onnx_ir as ir
 from coremltools.converters.mil import Builder
 from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
 
+from exporter.arrays import Float32Array
 from exporter.formats.calibrated_rounding import Rounded, onnx_moments, round_for_converter, same_layers
 from exporter.formats.mlpackage.graph import WEIGHT_OPERANDS, is_stored_float, operations
-from exporter.formats.rounded_weights import Array, ConverterWeight
+from exporter.formats.rounded_weights import ConverterWeight
 
 
 class RoundFourBits(AbstractGraphPass):  # type: ignore[misc]
@@ -86,7 +87,7 @@ def _is_by_column(operation: Any) -> bool:
     )
 
 
-def _rows(operation: Any, variable: Any) -> Array:
+def _rows(operation: Any, variable: Any) -> Float32Array:
     """Return a weight as `[N, K]`, a row per output channel; what shares a scale lies together."""
     values = np.asarray(variable.val, np.float32)
     if _is_by_column(operation):
@@ -94,7 +95,7 @@ def _rows(operation: Any, variable: Any) -> Array:
     return np.ascontiguousarray(values.reshape(len(values), -1))
 
 
-def _from_rows(rows: Array, operation: Any, variable: Any) -> np.ndarray[Any, Any]:
+def _from_rows(rows: Float32Array, operation: Any, variable: Any) -> np.ndarray[Any, Any]:
     shape = list(variable.shape)
     if _is_by_column(operation):
         shape[0], shape[1] = shape[1], shape[0]

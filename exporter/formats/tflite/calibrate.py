@@ -1,7 +1,7 @@
 """Ranges of a float `.tflite`'s own tensors, seen while the calibration samples run through it.
 
 For what `correspondence` does not find in the ONNX graph, whose ranges are settled: the same samples are run again in
-the same order, one at a time, and only fixed-size sketches are kept. Replaces ai-edge-quantizer's calibrator, an
+the same order, one at a time, and only fixed-size sketches are kept. Replaces litert-quantizer's calibrator, an
 exponential moving average whose result depends on the order of the samples.
 """
 
@@ -15,10 +15,9 @@ import numpy as np
 
 from calibration.ranges import Range, range_by
 from calibration.sketch import Sketch
+from exporter.arrays import Array
 from exporter.errors import CalibrationError, InputError
 from exporter.formats.correspondence import SAMPLES, Fingerprint
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def observe(model: Path, samples: Path, tensors: Collection[str]) -> dict[str, Sketch]:

@@ -1,6 +1,6 @@
 """The child process of `tflite`: program → float `.tflite` → quantised `.tflite`, answered as JSON.
 
-Everything noisy, heavy and crash-prone happens here: torch, jax, litert-torch, ai-edge-quantizer and LiteRT.
+Everything noisy, heavy and crash-prone happens here: torch, jax, litert-torch, litert-quantizer and LiteRT.
 """
 
 from __future__ import annotations

@@ -15,9 +15,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 
+from exporter.arrays import Array
 from exporter.errors import UnsupportedError
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 OPERATOR_NAMES: dict[int, str] = {
     code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)

@@ -12,6 +12,7 @@ from exporter.artifacts import Artifact, Coverage, LayerCoverage, TensorSpec, to
 from exporter.errors import InputError, UnsupportedError
 from exporter.formats.base import ProduceRequest
 from exporter.system import files
+from exporter.system.converters.environment import own_environment
 from exporter.system.isolation import call_isolated
 
 STAGE = "produce"
@@ -28,6 +29,7 @@ def produce(request: ProduceRequest) -> Artifact:
     for non-finite weights or scales; `CalibrationError` for unusable samples.
     """
     _refuse(request)
+    own = own_environment(request.spec.format)
     result = call_isolated(
         "exporter.formats.tflite.convert:convert",
         {
@@ -50,8 +52,9 @@ def produce(request: ProduceRequest) -> Artifact:
         stage=STAGE,
         subject=str(request.spec),
         log=request.workdir / f"tflite-{request.spec.stem_suffix}.log",
-        environment=CHILD_ENVIRONMENT,
+        environment=CHILD_ENVIRONMENT | dict(own.variables if own else {}),
         preload=CHILD_LIBRARIES,
+        python=own.python if own else None,
     )
     return Artifact(
         spec=request.spec,
@@ -69,7 +72,7 @@ def produce(request: ProduceRequest) -> Artifact:
 # What the conversion imports before it can begin.
 CHILD_LIBRARIES = (
     "litert_torch",
-    "ai_edge_quantizer.quantizer",
+    "litert_quantizer.quantizer",
     "ai_edge_litert.interpreter",
     "onnxruntime",
     "onnxscript.optimizer",

@@ -1,6 +1,6 @@
-"""Carry out `tflite_policy`'s decisions on a float `.tflite` with ai-edge-quantizer, and refuse unsound results.
+"""Carry out `tflite_policy`'s decisions on a float `.tflite` with litert-quantizer, and refuse unsound results.
 
-Runs in a child process. Ranges come from `tflite_calibrate`; ai-edge-quantizer's own calibrator is not used.
+Runs in a child process. Ranges come from `tflite_calibrate`; litert-quantizer's own calibrator is not used.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ai_edge_quantizer import qtyping, quantizer
+from litert_quantizer import qtyping, quantizer
 
 from calibration.ranges import Range
-from exporter.errors import GateError
 from exporter.formats.tflite.graph import (
     canonical_bytes,
     is_constant,
@@ -25,6 +24,7 @@ from exporter.formats.tflite.graph import (
     tensor_type,
 )
 from exporter.formats.tflite.policy import Decision, Treatment
+from exporter.formats.tflite.scales import require_finite_scales
 
 _QUANTIZER_NAMES = {"TRANSPOSE_CONV": "CONV_2D_TRANSPOSE"}
 _GRANULARITIES = {
@@ -34,7 +34,7 @@ _GRANULARITIES = {
     128: qtyping.QuantGranularity.BLOCKWISE_128,
 }
 # Weights with many scales beside float activations. tflite-runtime 2.14 loads such files under the versions that
-# ai-edge-quantizer leaves, reads one scale (or crashes on blocks), and computes garbage: under these it refuses.
+# litert-quantizer leaves, reads one scale (or crashes on blocks), and computes garbage: under these it refuses.
 _PER_CHANNEL_VERSIONS = {"FULLY_CONNECTED": 12, "EMBEDDING_LOOKUP": 4}
 _BLOCKWISE_VERSIONS = {"FULLY_CONNECTED": 14, "EMBEDDING_LOOKUP": 5}
 
@@ -67,22 +67,6 @@ def activations(model: Any, decisions: Sequence[Decision]) -> frozenset[str]:
         for tensor in (*decision.operator.inputs, *decision.operator.outputs)
         if tensor >= 0 and not is_constant(model, tensor) and tensor_type(model, tensor) == "FLOAT32"
     )
-
-
-def require_finite_scales(model: Any) -> None:
-    """Raise `GateError` naming the first tensor with a scale that is not a positive finite number."""
-    for tensor in model.subgraphs[0].tensors:
-        scales = getattr(tensor.quantization, "scale", None)
-        if scales is None or len(scales) == 0:
-            continue
-        values = np.asarray(scales, np.float32)
-        if not (np.isfinite(values) & (values > 0)).all():
-            name = tensor.name.decode()
-            worst = int(np.flatnonzero(~(np.isfinite(values) & (values > 0)))[0])
-            raise GateError(
-                f"tensor {name} would get scale {values[worst]} (channel {worst}), which LiteRT cannot compute with",
-                fix=f"look for extreme values in that layer's weights, or add {name.rpartition('/')[0] or name!r} to keep",
-            )
 
 
 def _configure(worker: quantizer.Quantizer, decision: Decision) -> None:

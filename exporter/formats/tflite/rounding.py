@@ -1,4 +1,4 @@
-"""The float `.tflite` whose int4 weights are chosen already, for ai-edge-quantizer to store as they are.
+"""The float `.tflite` whose int4 weights are chosen already, for litert-quantizer to store as they are.
 
 Runs in a child process.
 """
@@ -14,8 +14,9 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
+from exporter.arrays import Float32Array
 from exporter.formats.calibrated_rounding import MOST_SAMPLES, Rounded, round_for_converter
-from exporter.formats.rounded_weights import Array, ConverterWeight
+from exporter.formats.rounded_weights import ConverterWeight
 from exporter.formats.tflite.calibrate import ObservedRun
 from exporter.formats.tflite.graph import canonical_bytes, constant, read_model, shape_of, tensor_name
 from exporter.formats.tflite.policy import Decision, Treatment
@@ -100,7 +101,7 @@ def _readers(decisions: Sequence[Decision]) -> dict[str, Decision]:
     return found
 
 
-def _rows(model: Any, tensor: int, kind: str) -> Array:
+def _rows(model: Any, tensor: int, kind: str) -> Float32Array:
     """Return a weight as `[N, K]`; of a convolution `[N, height, width, inputs]` in ONNX's order of inputs first."""
     values = constant(model, tensor).astype(np.float32)
     if kind == "CONV_2D":
@@ -108,7 +109,7 @@ def _rows(model: Any, tensor: int, kind: str) -> Array:
     return np.ascontiguousarray(values.reshape(len(values), -1))
 
 
-def _from_rows(rows: Array, shape: tuple[int, ...], kind: str) -> Array:
+def _from_rows(rows: Float32Array, shape: tuple[int, ...], kind: str) -> Float32Array:
     if kind != "CONV_2D" or prod(shape) == 0:
         return rows.reshape(shape)
     outputs, height, width, inputs = shape

@@ -1,91 +1,81 @@
-"""Plan × float graph × data → Settled: every integer scheme of a build, calibrated once and brought within budget."""
+"""FloatGraph → Settling: every integer scheme of a plan, calibrated once and brought within its budget."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from exporter.artifacts import Recovery
+from exporter.jobs.shared.opening import FloatGraph
 from exporter.jobs.shared.statistics import load_statistics_for
-from exporter.model.source import SourceModel
 from exporter.progress import Progress
 from exporter.quantize.integers.encodings import Encodings
-from exporter.quantize.quantize import check_keep, quantize
-from exporter.quantize.ranges import choose_ranges
-from exporter.quantize.regions import decide_regions
-from exporter.recipe.planning import Plan
+from exporter.quantize.quantize import check_keep
+from exporter.quantize.regions import observable
 from exporter.recover.calibrator import Calibrator
+from exporter.recover.candidates import Wishes
 from exporter.recover.judge import Judge
-from exporter.recover.settling import Recovering, Settled, Wishes
+from exporter.recover.settling import Recovering, Settled
 from exporter.schemes import Scheme
-from exporter.stages.data import BuildData
 
 if TYPE_CHECKING:
     from calibration.statistics import Statistics
 
-__all__ = ["Settled", "observable", "settle_all"]
+
+@dataclass(frozen=True, slots=True)
+class Settling:
+    """How each scheme of a plan is stored, and what calibration saw of the float graph (`None`: nobody asked)."""
+
+    schemes: Mapping[Scheme, Settled]
+    statistics: Statistics | None
+
+    @property
+    def recoveries(self) -> tuple[Recovery, ...]:
+        """How the budgets were kept, of the schemes that had one."""
+        return tuple(item.recovery for item in self.schemes.values() if item.recovery is not None)
+
+    def extremes(self) -> dict[str, tuple[float, float]]:
+        """Return the smallest and largest number that calibration saw of each tensor."""
+        if self.statistics is None:
+            return {}
+        return {
+            name: (sketch.minimum, sketch.maximum)
+            for name, sketch in self.statistics.sketches.items()
+            if sketch.count
+        }
 
 
 def settle_all(
-    plan: Plan,
-    source: SourceModel,
-    onnx: Path,
-    data: BuildData,
+    graph: FloatGraph,
     folder: Path,
-    progress: Progress,
-    calibrated: Callable[[int], None],
     *,
-    baseline: float | None = None,
+    progress: Progress,
+    calibrated: Callable[[int], None] = lambda _done: None,
     climbs: bool = True,
-) -> tuple[dict[Scheme, Settled], Statistics | None]:
-    """Return how each scheme of `plan` is stored, and what calibration saw of the float graph `onnx`.
+) -> Settling:
+    """Return how each scheme of the graph's plan is stored.
 
-    `folder` is scratch that outlives the artifacts; `calibrated` is told how many samples were seen; `baseline` is
-    the score that drops are counted from (default: that of `onnx`); without `climbs` the recipe's budget is left to
-    whoever asks. Raises `GateError` (14) for a budget that cannot be kept, and what loading statistics raises.
+    `folder` is scratch that outlives the artifacts; `calibrated` is told how many samples were seen; without `climbs`
+    the recipe's budget is left to whoever asks. Raises `GateError` (14) for a budget that cannot be kept, and what
+    loading statistics raises.
     """
-    table = plan.recipe.quantize
+    table = graph.plan.recipe.quantize
     folder.mkdir(parents=True, exist_ok=True)
-    model = ir.load(onnx)
+    model = ir.load(graph.onnx)
     check_keep(model, table.keep)
-
-    @cache
-    def judge() -> Judge:
-        return Judge(
-            onnx,
-            data.samples,
-            folder / "judge",
-            metric_name=data.metric_name,
-            metric=data.metric,
-            labels=data.labels,
-            baseline=baseline,
-        )
-
-    calibrator = Calibrator(
-        data.calibration,
-        folder,
-        wanted=observable,
-        choose=choose_ranges,
-        settled=source.ranges,
-        collecting=calibrated,
-    )
-    if plan.recipe.data.statistics is not None:
-        collected = load_statistics_for(
-            plan.recipe.resolve(plan.recipe.data.statistics), onnx, observable(model, table.keep)
-        )
-        calibrator.remember(model, collected)
+    calibrator = _calibrator(graph, model, folder, calibrated)
     recovering = Recovering(
         model=model,
-        onnx=onnx,
-        axes=source.axes,
-        samples=data.calibration,
+        onnx=graph.onnx,
+        axes=graph.source.axes,
+        samples=graph.data.calibration,
         calibrator=calibrator,
-        judge=judge,
-        quantize=quantize,
-        settled=source.ranges,
+        judge=Judge(graph.onnx, graph.data.judging, folder / "judge", baseline=graph.baseline),
+        trained=graph.source.ranges,
         folder=folder,
         progress=progress,
     )
@@ -97,15 +87,25 @@ def settle_all(
         verdict=table.max_drop_verdict,
         conv_int4=table.conv_int4,
     )
-    settled = {
-        scheme: Settled(onnx, Encodings(keep=table.keep))
+    schemes = {
+        scheme: Settled(graph.onnx, Encodings(keep=table.keep))
         if scheme.is_float
         else recovering.settle(scheme, wishes)
-        for scheme in dict.fromkeys(planned.spec.scheme for planned in plan.artifacts)
+        for scheme in dict.fromkeys(planned.spec.scheme for planned in graph.plan.artifacts)
     }
-    return settled, calibrator.first
+    return Settling(schemes, calibrator.first)
 
 
-def observable(model: ir.Model, keep: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the names of all activations whose range some choice of float layers could ask for."""
-    return tuple(dict.fromkeys([*decide_regions(model, ()).grids, *decide_regions(model, keep).grids]))
+def _calibrator(
+    graph: FloatGraph, model: ir.Model, folder: Path, calibrated: Callable[[int], None]
+) -> Calibrator:
+    """Return what gives ranges: from the statistics that the recipe names, or by running the calibration set."""
+    recipe = graph.plan.recipe
+    calibrator = Calibrator(
+        graph.data.calibration, folder, trained=graph.source.ranges, collecting=calibrated
+    )
+    if recipe.data.statistics is not None:
+        path = recipe.resolve(recipe.data.statistics)
+        wanted = observable(model, recipe.quantize.keep)
+        calibrator.remember(model, load_statistics_for(path, graph.onnx, wanted))
+    return calibrator

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.quantize.integers.weights import SMALLEST_SCALE, Floats, require_finite
+from exporter.quantize.integers.grid import SMALLEST_SCALE
+from exporter.quantize.integers.weights import Floats, require_finite
 
 _ELEMENTS_AT_ONCE = 1 << 16
 """Of float32: with its buffers that stays in a core's second-level cache over all candidates."""

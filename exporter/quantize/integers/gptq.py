@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.arrays import Float32Array
 from exporter.errors import UsageError
 from exporter.quantize.integers.weights import Blocks, pack, quantize_blocks, round_per_channel, unpack
-
-Array = NDArray[np.float32]
 
 DAMPING = 0.01
 """Share of the mean diagonal that is added to H: it is singular when inputs are fewer than columns (GPTQ, §3.3)."""
@@ -27,7 +26,9 @@ _ELEMENTS_AT_ONCE = 1 << 23
 _MOST_DAMPING = 1e3
 
 
-def round_channels(weight: Array, hessian: NDArray[Any], scales: Array, bits: int = 8) -> NDArray[np.int8]:
+def round_channels(
+    weight: Float32Array, hessian: NDArray[Any], scales: Float32Array, bits: int = 8
+) -> NDArray[np.int8]:
     """Return the matrix `weight` `[N, K]` as symmetric integers in ±(2^(bits−1) − 1) at one scale per row.
 
     `hessian` `[K, K]` is Σ x xᵀ over the inputs x that the rows multiply. A row that plain rounding serves better
@@ -45,7 +46,7 @@ def round_channels(weight: Array, hessian: NDArray[Any], scales: Array, bits: in
 
 
 def round_blocks(
-    weight: Array, hessian: NDArray[Any], block_size: int, bits: int = 4, *, symmetric: bool = False
+    weight: Float32Array, hessian: NDArray[Any], block_size: int, bits: int = 4, *, symmetric: bool = False
 ) -> Blocks:
     """Return the matrix `weight` `[N, K]` in blocks along its columns, as `quantize_blocks` does, rounded to `hessian`.
 
@@ -76,12 +77,12 @@ def output_error(difference: NDArray[Any], hessian: NDArray[Any]) -> NDArray[np.
     return error
 
 
-def _parts(weight: Array) -> list[slice]:
+def _parts(weight: Float32Array) -> list[slice]:
     stride = max(1, _ELEMENTS_AT_ONCE // max(1, weight.shape[1]))
     return [slice(start, start + stride) for start in range(0, len(weight), stride)]
 
 
-def _zero_points(blocks: Blocks, part: slice, count: int) -> Array:
+def _zero_points(blocks: Blocks, part: slice, count: int) -> Float32Array:
     rows = len(blocks.scales[part])
     if blocks.zero_points is None:
         return np.full((rows, count), 2 ** (blocks.bits - 1), np.float32)
@@ -99,7 +100,9 @@ class _Rounder:
         self.order = np.argsort(-diagonal, kind="stable")
         self.feedback = _feedback(self.hessian[np.ix_(self.order, self.order)])
 
-    def round(self, rows: Array, scale: Array, zero: Array | float, low: int, high: int) -> Array:
+    def round(
+        self, rows: Float32Array, scale: Float32Array, zero: Float32Array | float, low: int, high: int
+    ) -> Float32Array:
         """Return the integers (as float32) of `rows` at `scale` and `zero` (both broadcast to the rows)."""
         ordered = rows[:, self.order]
         steps = np.broadcast_to(scale, rows.shape)[:, self.order]
@@ -121,8 +124,13 @@ class _Rounder:
         return back
 
     def better(
-        self, rows: Array, chosen: Array, plain: Array, scale: Array, zero: Array | float = 0.0
-    ) -> Array:
+        self,
+        rows: Float32Array,
+        chosen: Float32Array,
+        plain: Float32Array,
+        scale: Float32Array,
+        zero: Float32Array | float = 0.0,
+    ) -> Float32Array:
         """Return `chosen`, and of the rows for which `plain` loses less, `plain`."""
         wins = output_error(rows - (chosen - zero) * scale, self.hessian) < output_error(
             rows - (plain - zero) * scale, self.hessian
@@ -130,7 +138,7 @@ class _Rounder:
         return np.where(wins[:, None], chosen, plain)
 
 
-def _feedback(hessian: Array) -> Array:
+def _feedback(hessian: Float32Array) -> Float32Array:
     """Return U `[K, K]`, strictly upper triangular, of H + damping = (U + I) D (U + I)ᵀ."""
     width = len(hessian)
     mean = float(np.diagonal(hessian).mean(dtype=np.float64))

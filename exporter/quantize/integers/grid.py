@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SMALLEST_SCALE = float(np.float32(2.0**-100))
-"""Scales below this meet subnormals when two of them are multiplied into a bias scale."""
+SMALLEST_SCALE = 2.0**-100
+"""Of activations and of weights: far above float32's subnormals (2^-126), so the product of two, a bias's, is normal."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import GateError, UsageError
+from exporter.quantize.integers.grid import SMALLEST_SCALE
 
-SMALLEST_SCALE = np.float32(2.0**-100)
-"""Far above float32's subnormals (2^-126), so that a scale times an activation's scale is normal too."""
 LARGEST_BIAS = 2.0**30
 """Largest |bias| in units of its scale: half of int32, leaving room for the accumulated products."""
 LARGEST_SCALE = 2.0**100

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
 
+from exporter.arrays import Float32Array
 from exporter.model.graph import constant_of
 from exporter.quantize.integers.rewrite import constant_matrix, is_matrix_product, is_transposed
 from exporter.recover.methods.observe import observe
-
-Array = NDArray[np.float32]
 
 ROWS_A_SAMPLE = 2048
 """Inputs of one sample that enter a matrix at most: neighbouring patches of an image say much the same."""
@@ -45,7 +43,7 @@ class Inputs:
         """Bytes of its matrices as float32."""
         return 4 * self.groups * self.columns * self.columns
 
-    def rows(self, array: Array) -> Array:
+    def rows(self, array: Float32Array) -> Float32Array:
         """Return the inputs in one sample's `array` as `[groups, rows, K]`, at most `ROWS_A_SAMPLE` rows."""
         if not self.kernel:
             flat = array.reshape(1, -1, array.shape[-1])
@@ -103,7 +101,7 @@ def second_moments(
     wanted: Sequence[Inputs],
     samples: Iterable[Mapping[str, np.ndarray]],
     memory_bytes: int,
-) -> Iterator[tuple[Inputs, Array]]:
+) -> Iterator[tuple[Inputs, Float32Array]]:
     """Yield every one of `wanted` with its matrices float32 `[groups, K, K]`, in order.
 
     The samples are run once for each batch of matrices that fit `memory_bytes` together (a matrix that alone does not

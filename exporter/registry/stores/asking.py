@@ -33,7 +33,7 @@ class Network:
                 return action()
             except (EdgeError, FileExistsError, NotImplementedError, TypeError):
                 raise
-            except Exception as error:
+            except Exception as error:  # fsspec, s3fs, gcsfs and what is below them raise types of their own
                 if number < _TRIES and _is_passing(error):
                     time.sleep(0.2 * number)
                     continue

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from exporter import errors
 from exporter.system.files import disk_errors, scratch_folder
 from exporter.system.isolation.child import Job
 from exporter.system.isolation.fresh import FreshChild
+from exporter.system.isolation.inheritance import Interpreter
 from exporter.system.isolation.warm import RefusedError, ServerLostError, WarmChild, is_possible
 
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "std::bad_alloc", "bad allocation")
@@ -47,14 +49,16 @@ def call_isolated(
     timeout_s: float | None = None,
     environment: Mapping[str, str] | None = None,
     preload: Sequence[str] = (),
+    python: Path | None = None,
 ) -> IsolatedResult:
     """Call `function` (`"package.module:name"`, dict → dict) in a process of its own and return its result.
 
     `stage` and `subject` (a file or artifact) appear in error messages; `log` receives the child's output.
     The child sees this process' modules, environment (with `environment` added), working folder, limits and mask as
-    they are now. `preload` names the installed libraries that it will need: the child is forked from a warm process
-    that has imported them, one for all calls that name the same libraries and environment. Where that cannot be done
-    soundly the child is a new interpreter, and `log` says why.
+    they are now. `python` is its interpreter, by default the one that runs this. `preload` names the installed
+    libraries that it will need: the child is forked from a warm process that has imported them, one for all calls that
+    name the same interpreter, libraries and environment. Where that cannot be done soundly the child is a new
+    interpreter, and `log` says why.
 
     Raises the child's own `EdgeError`; `TimeLimitError` past `timeout_s`; `ResourceError` if the child ran
     out of memory; `InternalError` if it died by another signal or without an answer.
@@ -68,7 +72,8 @@ def call_isolated(
             sink = log.open("ab", buffering=0)
         with sink:
             try:
-                status = _run(job, tuple(preload), environment or {}, sink, timeout_s)
+                how = Interpreter(str(python or sys.executable), tuple(preload), environment or {})
+                status = _run(job, how, sink, timeout_s)
             except TimeoutError as expired:
                 raise errors.TimeLimitError(
                     f"{stage} of {subject} took longer than {timeout_s:.0f} s",
@@ -94,19 +99,18 @@ class _Child(Protocol):
 
 def _run(
     job: Job,
-    preload: tuple[str, ...],
-    environment: Mapping[str, str],
+    how: Interpreter,
     sink: BinaryIO,
     timeout_s: float | None,
 ) -> int:
     """Do `job` in the cheapest way that is sound, and return how its process ended; `TimeoutError` past `timeout_s`."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    if preload and is_possible():
+    if how.preload and is_possible():
         try:
-            return _in_a_fork(partial(WarmChild, job, preload, environment, sink), deadline)
+            return _in_a_fork(partial(WarmChild, job, how, sink), deadline)
         except RefusedError as refused:
             sink.write(f"in a fresh interpreter, as no warm one can be had: {refused}\n".encode())
-    return _attend(partial(FreshChild, job, environment, sink), deadline)
+    return _attend(partial(FreshChild, job, how, sink), deadline)
 
 
 def _in_a_fork(start: Callable[[], WarmChild], deadline: float | None) -> int:

@@ -6,27 +6,25 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Mapping
 from typing import BinaryIO
 
 from exporter.system.isolation.child import Job
-from exporter.system.isolation.inheritance import environment_of_child
+from exporter.system.isolation.inheritance import Interpreter, environment_of_child
 
 
 class FreshChild:
     """A job at work in a new interpreter."""
 
-    def __init__(self, job: Job, environment: Mapping[str, str], sink: BinaryIO) -> None:
-        """Start `job`, with `environment` added to this process' own; `sink` receives what it prints."""
+    def __init__(self, job: Job, how: Interpreter, sink: BinaryIO) -> None:
+        """Start `job` in a new interpreter `how` it is to run; `sink` receives what it prints."""
         # -P: a user's folder may hold a `targets` or a `json.py`, and the parent would not find those either.
-        command = [sys.executable, "-P", "-m", "exporter.system.isolation", "job"]
+        command = [how.python, "-P", "-m", "exporter.system.isolation", "job"]
         self._process = subprocess.Popen(
             [*command, job.function, job.request, job.result, str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
-            env=environment_of_child(environment),
+            env=environment_of_child(how.environment),
             start_new_session=True,
         )
 

@@ -12,6 +12,15 @@ from pathlib import Path
 CHANGING = ("COLUMNS", "LINES", "OLDPWD", "PWD", "PYTEST_CURRENT_TEST", "SHLVL", "_")
 
 
+@dataclass(frozen=True, slots=True)
+class Interpreter:
+    """What a job is to run in: a Python, the libraries that it will need, and what is added to its environment."""
+
+    python: str
+    preload: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
 def environment_of_child(additions: Mapping[str, str]) -> dict[str, str]:
     """Return the environment variables of a child: those of this process, with `additions`; it finds the same modules."""
     return {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": _search_path(), **additions}

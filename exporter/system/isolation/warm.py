@@ -1,9 +1,9 @@
 """A job in a fork of a warm server: the caller's side, and the servers of this process.
 
-A server belongs to one kind of job, the libraries it preloads, and there is one of a kind at most; one that has taken
-over another environment than a child would now makes room for its successor. It holds what its libraries take when they
-are imported (litert_torch 530 MB, coremltools 450 MB, the runtimes 60 MB; a third of it is code that any process shares),
-ends when nobody has asked it for two minutes, and never outlives this process.
+A server belongs to one kind of job, its interpreter and the libraries it preloads, and there is one of a kind at most;
+one that has taken over another environment than a child would now makes room for its successor. It holds what its
+libraries take when they are imported (litert_torch 530 MB, coremltools 450 MB, the runtimes 60 MB; a third of it is
+code that any process shares), ends when nobody has asked it for two minutes, and never outlives this process.
 """
 
 from __future__ import annotations
@@ -24,13 +24,20 @@ from typing import Any, BinaryIO
 
 from exporter.system.isolation.child import Job
 from exporter.system.isolation.fresh import kill_group
-from exporter.system.isolation.inheritance import CHANGING, Inherited, environment_of_child, inherited
+from exporter.system.isolation.inheritance import (
+    CHANGING,
+    Inherited,
+    Interpreter,
+    environment_of_child,
+    inherited,
+)
 from exporter.system.isolation.server import MESSAGE_BYTES
 
 SWITCH = "EDGE_FRESH_CHILDREN"
 _GRACE_SECONDS = 10.0
 
 Kind = tuple[str, ...]
+"""An interpreter and the libraries that its server preloads."""
 
 
 class ServerLostError(Exception):
@@ -51,17 +58,17 @@ def is_possible() -> bool:
 class WarmChild:
     """A job at work in a fork of a server."""
 
-    def __init__(self, job: Job, preload: Kind, environment: Mapping[str, str], sink: BinaryIO) -> None:
+    def __init__(self, job: Job, how: Interpreter, sink: BinaryIO) -> None:
         """Ask the server of this kind for `job`, starting it if there is none.
 
         Raises `RefusedError` if the kind is known to be unfit, `ServerLostError` if its server is dead.
         """
         self._pid: int | None = None
         self._is_over = False
-        self._server = _FLEET.server(preload, environment, sink)
+        self._server = _FLEET.server((how.python, *how.preload), how.environment, sink)
         self._report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         folder = os.open(".", os.O_PATH)  # a handle: the working folder may have lost its name
-        variables = environment_of_child(environment)
+        variables = environment_of_child(how.environment)
         told = {name: variables.get(name) for name in CHANGING}
         try:
             self._server.send({"job": asdict(job), "told": told}, [theirs.fileno(), sink.fileno(), folder])
@@ -141,10 +148,11 @@ class _Server:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # Linux ends a child with the thread that started it: only the main one lives as long as the process.
         owner = os.getpid() if threading.current_thread() is threading.main_thread() else 0
-        command = [sys.executable, "-P", "-m", "exporter.system.isolation", "server"]
+        python, *libraries = kind
+        command = [python, "-P", "-m", "exporter.system.isolation", "server"]
         with theirs:
             self._process = subprocess.Popen(
-                [*command, str(theirs.fileno()), str(owner), *kind],
+                [*command, str(theirs.fileno()), str(owner), *libraries],
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,

@@ -1,7 +1,7 @@
-// %%{title}: artifact %%{artifact}.
+// %%{model.name|comment} %%{model.version|comment}: artifact %%{model.spec}.
 // Copy this file into your app if you like its types; the classes that it calls come with the dependency
-// %%{coordinates}.
-package %%{package}
+// %%{model.coordinates}.
+package %%{model.package}
 
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
@@ -12,13 +12,14 @@ import org.tensorflow.lite.Interpreter
  *
  * `model` is a direct buffer in native byte order, or a mapped one, of the asset, which must hold the bytes that were validated:
  * `context.assets.openFd(%%{type}.ASSET)` mapped by its channel, or the second constructor.
- * %%{provider_doc}
+<% if "litert-gpu" in model.runtimes %>
+ * GPU: `Interpreter.Options().addDelegate(org.tensorflow.lite.gpu.GpuDelegate())`.
+<% else %>
+ * CPU only: `Interpreter.Options().setNumThreads(4)`; the GPU delegate takes no integer files.
+<% endif %>
  */
 class %%{type}(model: ByteBuffer, settings: Interpreter.Options) : AutoCloseable {
-    /** The answer to one inference. Tensors are row-major; float16 and one-byte types are raw bytes. */
-    class Outputs(
-%%{output_fields}
-    )
+<% include "android/_outputs.kt" %>
 
     private val session: LiteRtModel = LiteRtModel(model, settings)
 
@@ -31,20 +32,4 @@ class %%{type}(model: ByteBuffer, settings: Interpreter.Options) : AutoCloseable
         Interpreter.Options().setNumThreads(threads)
     )
 
-    /** Runs the model once. %%{run_doc} */
-    fun run(%%{parameters}): Outputs {
-        val results = session.run(mapOf(%%{feeds}))
-        return Outputs(
-%%{results}
-        )
-    }
-%%{pictures}
-    override fun close() {
-        session.close()
-    }
-
-    companion object {
-        /** The model's path among the app's assets. */
-        const val ASSET: String = %%{asset}
-    }
-}
+<% include "android/_members.kt" %>

@@ -1,37 +1,32 @@
-// %%{title}: artifact %%{artifact}.
+// %%{model.name|comment} %%{model.version|comment}: artifact %%{model.spec}.
 // Copy this file into your app if you like its types; the classes that it calls come with the dependency
-// %%{coordinates}.
-package %%{package}
+// %%{model.coordinates}.
+package %%{model.package}
 
 /**
  * Runs one file with onnxruntime. One object may serve several threads; close it when done.
  *
  * `model` holds the bytes of the asset, which must be those that were validated:
  * `context.assets.open(%%{type}.ASSET).use { it.readBytes() }`.
- * %%{provider_doc}
+<% if opening == "npu" %>
+ * Runs on the Snapdragon NPU; it needs the onnxruntime-android-qnn package.
+<% elif opening == "xnnpack" %>
+ * `useXnnpack` hands what XNNPACK takes to it; measure both ways on the phone.
+<% else %>
+ * Runs on the CPU.
+<% endif %>
  */
-class %%{type}(model: ByteArray%%{provider_parameters}) : AutoCloseable {
-    /** The answer to one inference. Tensors are row-major; float16 and one-byte types are raw bytes. */
-    class Outputs(
-%%{output_fields}
-    )
+class %%{type}(model: ByteArray
+<%- if opening != "npu" %>, threads: Int = 4<% endif %>
+<% if opening == "xnnpack" %>, useXnnpack: Boolean = false<% endif %>) : AutoCloseable {
+<% include "android/_outputs.kt" %>
 
-    private val session: OnnxModel = %%{open}
+<% if opening == "npu" %>
+    private val session: OnnxModel = OnnxModel.onSnapdragonNpu(model)
+<% elif opening == "xnnpack" %>
+    private val session: OnnxModel = if (useXnnpack) OnnxModel.onXnnpack(model, threads) else OnnxModel.onCpu(model, threads)
+<% else %>
+    private val session: OnnxModel = OnnxModel.onCpu(model, threads)
+<% endif %>
 
-    /** Runs the model once. %%{run_doc} */
-    fun run(%%{parameters}): Outputs {
-        val results = session.run(mapOf(%%{feeds})%%{axes})
-        return Outputs(
-%%{results}
-        )
-    }
-%%{pictures}
-    override fun close() {
-        session.close()
-    }
-
-    companion object {
-        /** The model's path among the app's assets. */
-        const val ASSET: String = %%{asset}
-    }
-}
+<% include "android/_members.kt" %>

@@ -1,6 +1,6 @@
-// %%{title}: artifact %%{artifact}. For src/test: it needs no phone.
-// Its classes come with testImplementation("%%{golden_coordinates}").
-package %%{package}
+// %%{model.name|comment} %%{model.version|comment}: artifact %%{model.spec}. For src/test: it needs no phone.
+// Its classes come with testImplementation("%%{model.golden_coordinates}").
+package %%{model.package}
 
 import org.junit.Assert.assertEquals
 import org.junit.Test

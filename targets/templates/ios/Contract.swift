@@ -1,18 +1,22 @@
-// %%{title}: what the model is called and what its answers mean.
+// %%{card.name|comment} %%{card.version|comment}: what the model is called and what its answers mean.
 
 import Foundation
 
 /// What every file of this model shares.
 public enum %%{prefix}Contract {
     /// The model's name.
-    public static let name = %%{name}
+    public static let name = %%{card.name|swift_string}
 
     /// The model's version (SemVer).
-    public static let version = %%{version}
+    public static let version = %%{card.version|swift_string}
 
     /// What the classes are called, in the order of the model's scores; empty where nobody named them.
     public static let labels: [String] = [
-%%{labels}
+<% for label in card.labels %>
+        %%{label|swift_string}%%{"" if loop.last else ","}
+<% else %>
+
+<% endfor %>
     ]
 }
 

@@ -1,23 +1,26 @@
-// %%{title}: artifact %%{artifact}.
+// %%{card.name|comment} %%{card.version|comment}: artifact %%{model.artifact.spec}.
 // Carried by the package product of the same name; to copy it instead, add this file, the shared %%{prefix}*.swift
-// files and %%{file_comment} to the app target.
+// files and %%{model.artifact.path.name|comment} to the app target.
 
 import Foundation
-%%{imports}
+<% include "ios/_imports.swift" %>
+
 #if canImport(CoreML)
 import CoreML
 
 /// Runs one Core ML package. Tensors are row-major. Use one object for many inferences; it may be used from any thread.
-public final class %%{type} {
+public final class %%{model.type} {
     /// The package's name without its extension.
-    public static let resource = %%{resource}
+    public static let resource = %%{model.artifact.path.stem|swift_string}
 
     /// The digest of the package that was validated, which also names its compiled form in the cache.
-    public static let sha256 = "%%{sha256}"
+    public static let sha256 = "%%{model.artifact.sha256}"
 
     /// The answer to one inference.
     public struct Outputs: Sendable {
-%%{output_fields}
+<% for output in model.outputs %>
+        public let %%{output.variable}: [%%{output.element.answered}]
+<% endfor %>
     }
 
     private let model: MLModel
@@ -62,21 +65,25 @@ public final class %%{type} {
         #if SWIFT_PACKAGE
         return Bundle.module
         #else
-        return Bundle(for: %%{type}.self)
+        return Bundle(for: %%{model.type}.self)
         #endif
     }
 
-    /// Runs the model once. %%{run_doc}
-    public func run(%%{parameters}) throws -> Outputs {
+<% include "ios/_run.swift" %>
         let feeds = try MLDictionaryFeatureProvider(dictionary: [
-%%{feeds}
+<% for input in model.inputs %>
+            %%{input.spec.name|swift_string}: try Self.tensor(%%{input.spec.name|swift_string}, %%{input.variable}, [%%{input.spec.shape|join(", ")}], %%{input.element.core_ml})%%{"" if loop.last else ","}
+<% endfor %>
         ])
         let results = try model.prediction(from: feeds)
         return Outputs(
-%%{results}
+<% for output in model.outputs %>
+            %%{output.variable}: try Self.numbers(results, %%{output.spec.name|swift_string}).map { $0.%%{output.element.from_number} }%%{"" if loop.last else ","}
+<% endfor %>
         )
     }
-%%{classify}
+<% include "ios/_classify.swift" %>
+
     private static func tensor<Element>(
         _ name: String, _ values: [Element], _ shape: [NSNumber], _ type: MLMultiArrayDataType
     ) throws -> MLMultiArray {

@@ -1,4 +1,4 @@
-// %%{title}: golden vectors. For tests only: link this product to a test target, never to the app.
+// %%{card.name|comment} %%{card.version|comment}: golden vectors. For tests only: link this product to a test target, never to the app.
 
 import Foundation
 

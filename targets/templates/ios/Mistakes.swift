@@ -1,4 +1,4 @@
-// %%{title}: what is wrong with a tensor that should have been made from a picture.
+// %%{card.name|comment} %%{card.version|comment}: what is wrong with a tensor that should have been made from a picture.
 
 import Foundation
 
@@ -20,14 +20,14 @@ public enum %%{prefix}Mistakes {
 
     private static let width = %%{width}
     private static let height = %%{height}
-    private static let channels = %%{channels}
+    private static let channels = %%{1 if color == "L" else 3}
     private static let color = "%%{color}"
     private static let layout = "%%{layout}"
     private static let resizing = "%%{resize}/%%{fit}"
     private static let scale: Double = %%{scale}
-    private static let mean: [Double] = [%%{mean}]
-    private static let std: [Double] = [%%{std}]
-    private static let limits: ClosedRange<Double>? = %%{limits}
+    private static let mean: [Double] = [%%{mean|join(", ")}]
+    private static let std: [Double] = [%%{std|join(", ")}]
+    private static let limits: ClosedRange<Double>? = %%{limits[0] ~ "..." ~ limits[1] if limits else "nil"}
 
     /// Grey levels that two decoders may differ by; the thousandth is float32's own rounding.
     private static let agreeingLevels = 2.001
@@ -51,10 +51,10 @@ public enum %%{prefix}Mistakes {
             let (nought, one) = ([Double](repeating: 0, count: channels), [Double](repeating: 1, count: channels))
             return [
                 Way(
-                    code: "range", says: "pixels are 0..255 where they should have been multiplied by %%{times}",
+                    code: "range", says: "pixels are 0..255 where they should have been multiplied by %%{"%.6g"|format(scale)}",
                     scale: 1, mean: right.mean, std: right.std),
                 Way(
-                    code: "scaled-twice", says: "pixels were multiplied by %%{times} twice",
+                    code: "scaled-twice", says: "pixels were multiplied by %%{"%.6g"|format(scale)} twice",
                     scale: right.scale * right.scale, mean: right.mean, std: right.std),
                 Way(
                     code: "normalisation", says: "mean and std were not applied", scale: right.scale, mean: nought,

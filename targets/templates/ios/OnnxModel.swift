@@ -1,26 +1,33 @@
-// %%{title}: artifact %%{artifact}.
+// %%{card.name|comment} %%{card.version|comment}: artifact %%{model.artifact.spec}.
 // Carried by the package product of the same name; to copy it instead, add this file and the shared %%{prefix}*.swift
-// files to the app target, %%{file_comment} to its resources, and onnxruntime's Swift package.
+// files to the app target, %%{model.artifact.path.name|comment} to its resources, and onnxruntime's Swift package.
 
 import Foundation
 import OnnxRuntimeBindings
 #if canImport(CryptoKit)
 import CryptoKit
 #endif
-%%{imports}
+<% include "ios/_imports.swift" %>
+
 /// Runs one file with onnxruntime. Tensors are row-major. Use one object for many inferences.
 ///
-/// %%{provider_doc}
-public final class %%{type} {
+<% if model.uses_core_ml %>
+/// What Core ML takes runs there, in ML Program format; the rest runs on the CPU.
+<% else %>
+/// Runs on the CPU: the Core ML provider would split a quantised or dynamic graph into pieces.
+<% endif %>
+public final class %%{model.type} {
     /// The model's file name.
-    public static let file = %%{file}
+    public static let file = %%{model.artifact.path.name|swift_string}
 
     /// The digest of the file that was validated; any other is refused.
-    public static let sha256 = "%%{sha256}"
+    public static let sha256 = "%%{model.artifact.sha256}"
 
     /// The answer to one inference.
     public struct Outputs: Sendable {
-%%{output_fields}
+<% for output in model.outputs %>
+        public let %%{output.variable}: [%%{output.element.answered}]
+<% endfor %>
     }
 
     private let environment: ORTEnv
@@ -40,7 +47,14 @@ public final class %%{type} {
         environment = try ORTEnv(loggingLevel: .warning)
         let settings = try ORTSessionOptions()
         try settings.setIntraOpNumThreads(threads)
-%%{provider_setup}
+<% if model.uses_core_ml %>
+        let coreML = ORTCoreMLExecutionProviderOptions()
+        coreML.createMLProgram = true
+        coreML.onlyAllowStaticInputShapes = true
+        try settings.appendCoreMLExecutionProvider(with: coreML)
+<% else %>
+        try settings.setGraphOptimizationLevel(.all)
+<% endif %>
         session = try ORTSession(env: environment, modelPath: path, sessionOptions: settings)
     }
 
@@ -48,7 +62,7 @@ public final class %%{type} {
         #if SWIFT_PACKAGE
         return Bundle.module
         #else
-        return Bundle(for: %%{type}.self)
+        return Bundle(for: %%{model.type}.self)
         #endif
     }
 
@@ -62,18 +76,24 @@ public final class %%{type} {
         #endif
     }
 
-    /// Runs the model once. %%{run_doc}
-    public func run(%%{parameters}) throws -> Outputs {
+<% include "ios/_run.swift" %>
         let feeds: [String: ORTValue] = [
-%%{feeds}
+<% for input in model.inputs %>
+            %%{input.spec.name|swift_string}: try Self.tensor(%%{input.spec.name|swift_string}, %%{input.variable}, [
+<%- for size in input.spec.shape %>%%{"NSNumber(value: " ~ model.axes[size].variable ~ ")" if size in model.axes else size}%%{"" if loop.last else ", "}<% endfor %>], %%{input.element.onnx})%%{"" if loop.last else ","}
+<% endfor %>
         ]
         let results = try session.run(
-            withInputs: feeds, outputNames: [%%{output_names}], runOptions: nil)
+            withInputs: feeds, outputNames: [
+<%- for output in model.outputs %>%%{output.spec.name|swift_string}%%{"" if loop.last else ", "}<% endfor %>], runOptions: nil)
         return Outputs(
-%%{results}
+<% for output in model.outputs %>
+            %%{output.variable}: try Self.values(results, %%{output.spec.name|swift_string}, as: %%{output.element.swift}.self)%%{"" if loop.last else ","}
+<% endfor %>
         )
     }
-%%{classify}
+<% include "ios/_classify.swift" %>
+
     private static func tensor<Element>(
         _ name: String, _ values: [Element], _ shape: [NSNumber], _ type: ORTTensorElementDataType
     ) throws -> ORTValue {

@@ -1,4 +1,4 @@
-// %%{title}: from picture to tensor, the contract of preprocess.json.
+// %%{card.name|comment} %%{card.version|comment}: from picture to tensor, the contract of preprocess.json.
 
 #if canImport(CoreGraphics)
 import CoreGraphics
@@ -8,7 +8,7 @@ import CoreGraphics
 ///
 /// Resampling follows Pillow's (area-aware, 22-bit fixed point, horizontal then vertical), because a platform's
 /// own scaler gives other pixels. Turn the picture upright by its EXIF tag first.
-public enum %%{type} {
+public enum %%{prefix}Preprocessing {
     public static let width = %%{width}
     public static let height = %%{height}
     private static let color = "%%{color}"
@@ -17,8 +17,8 @@ public enum %%{type} {
     private static let fitting = "%%{fit}"
     private static let pad = %%{pad}
     private static let scale: Double = %%{scale}
-    private static let mean: [Double] = [%%{mean}]
-    private static let std: [Double] = [%%{std}]
+    private static let mean: [Double] = [%%{mean|join(", ")}]
+    private static let std: [Double] = [%%{std|join(", ")}]
     private static let channels = color == "L" ? 1 : 3
     private static let precisionBits = 22
 
@@ -50,7 +50,11 @@ public enum %%{type} {
                 let level = Double(fitted.values[pixel * channels + source])
                 let value = (level * scale - mean[channel]) / std[channel]
                 let index = layout == "NCHW" ? channel * width * height + pixel : pixel * channels + channel
-                tensor[index] = %%{cast}
+<% if limits %>
+                tensor[index] = %%{element}(max(%%{limits[0]}, min(%%{limits[1]}, value.rounded(.toNearestOrEven))))
+<% else %>
+                tensor[index] = %%{element}(value)
+<% endif %>
             }
         }
         return tensor
@@ -191,7 +195,7 @@ public enum %%{type} {
 }
 
 #if canImport(CoreGraphics)
-extension %%{type} {
+extension %%{prefix}Preprocessing {
     /// Returns the tensor for one upright picture: a `CGImage` does not know its orientation.
     ///
     /// Colours are brought to sRGB, which is what models are trained on; a grey picture keeps its levels, which a change

@@ -23,6 +23,7 @@ from exporter.formats.tflite.graph import (
     tensor_type,
 )
 from exporter.formats.tflite.pack import pack
+from exporter.formats.tflite.scales import require_finite_scales
 from exporter.runtimes.litert import LitertModel
 from exporter.system import files
 from exporter.system.isolation import call_isolated
@@ -419,8 +420,6 @@ def test_the_old_runtime_computes_the_same_or_refuses(
 
 
 def test_a_scale_that_is_not_finite_is_a_gate_error(families: dict[str, Family], tmp_path: Path) -> None:
-    from exporter.formats.tflite.quantize import require_finite_scales
-
     model = read_model(families["conv"].artifacts["static_wi8_ai8"].path.read_bytes())
     require_finite_scales(model)
     tensor = next(

@@ -8,7 +8,8 @@ from hypothesis.extra import numpy as hnp
 
 from exporter.errors import GateError
 from exporter.quantize.integers.clipping import mse_scales
-from exporter.quantize.integers.weights import SMALLEST_SCALE, quantize_per_channel
+from exporter.quantize.integers.grid import SMALLEST_SCALE
+from exporter.quantize.integers.weights import quantize_per_channel
 
 
 def error_of(channel: np.ndarray, scale: float, bits: int) -> float:

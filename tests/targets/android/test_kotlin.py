@@ -110,7 +110,7 @@ def models(bundles: Sequence[Path], *names: str) -> list[AndroidModel]:
 def test_leaves_no_placeholder_and_closes_every_bracket(bundles: list[Path]) -> None:
     for model in models(bundles):
         for path, text in kotlin.sources([model]).items():
-            assert "%%" not in text, path
+            assert "%%" not in text and "<%" not in text, path
             bare = re.sub(r'"(\\.|[^"\\])*"|//[^\n]*|/\*.*?\*/', "", text, flags=re.DOTALL)
             for opening, closing in ("()", "[]", "{}"):
                 assert bare.count(opening) == bare.count(closing), (path, opening)

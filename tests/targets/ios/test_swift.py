@@ -72,7 +72,7 @@ def nasty_request() -> BundleRequest:
 @pytest.mark.parametrize("source", [request(), nasty_request()], ids=["digits", "nasty"])
 def test_every_file_is_filled_in_and_parses(source: BundleRequest) -> None:
     for path, text in swift.sources(source).items():
-        assert "%%" not in text, path
+        assert "%%" not in text and "<%" not in text, path
         assert syntax_errors(text) == [], path
 
 
@@ -161,11 +161,11 @@ def test_says_when_no_preprocessing_is_generated() -> None:
     sources = swift.sources(source)
 
     assert not any("Preprocessing" in path or "Mistakes" in path for path in sources)
-    assert "No Swift is generated for float16" in swift.usage(source, tuple(sources))
+    assert "No Swift is generated for float16" in swift.usage(source)
 
 
 def test_usage_gives_the_package_first_and_copying_second() -> None:
-    text = swift.usage(request(), tuple(swift.sources(request())))
+    text = swift.usage(request())
 
     lines = [
         '.package(url: "REGISTRY/swift/digits-coreml.git", exact: "1.0.0"),',

@@ -131,7 +131,7 @@ def test_predicts_with_the_file_that_was_fastest_on_a_board_like_this(
     script = load_script(pi_bundle / "run.py")
     np.save(tmp_path / "x.npy", np.zeros((1, 1, 2, 2), np.float32))
     (pi_bundle / "measured").mkdir()
-    for board, expected in (("another board", ONNX), (script._board(), TFLITE)):
+    for board, expected in (("another board", ONNX), (script.board_model(), TFLITE)):
         record = {"format": 1, "device": {"board": board}, "fastest": {"file": TFLITE}}
         (pi_bundle / "measured" / "it-0123456789ab.json").write_text(json.dumps(record))
         result = run(pi_bundle, "--input", str(tmp_path / "x.npy"), "--json")
@@ -474,6 +474,11 @@ def test_a_fault_is_one_line_and_its_exit_code(
     out, err = capsys.readouterr()
     assert status == exit_code, err
     assert names in one_error_line(out, err)
+
+
+def test_help_begins_as_the_file_does(pi_bundle: Path) -> None:
+    told = run(pi_bundle, "--help").stdout.split("\n\n")[1]
+    assert " ".join(told.split()) == load_script().__doc__.splitlines()[0]
 
 
 def test_needs_nothing_but_numpy_and_a_runtime(pi_bundle: Path) -> None:

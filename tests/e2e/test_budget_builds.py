@@ -112,6 +112,7 @@ def test_docs_describe_every_key_of_a_recovery_and_no_other(kept: tuple[Path, An
     assert present == documented
 
 
+@pytest.mark.nightly
 def test_a_budget_that_only_float_layers_keep_is_written_down_and_taken_up(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

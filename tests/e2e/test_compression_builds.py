@@ -214,6 +214,7 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     assert report["compression"]["steps"][0]["after"]["score"] > 0.98
 
 
+@pytest.mark.nightly
 def test_a_training_that_diverges_is_stopped_and_named(tmp_path: Path) -> None:
     _copy_demo(tmp_path)
     steps = FEW_EPOCHS.replace("learning_rate = 1e-3", 'learning_rate = 1e30, optimizer = "sgd"')

@@ -65,7 +65,10 @@ def scratch(tmp_path: Path) -> Path:
 # --- interruption ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "stage",
+    [stage if stage == "validating" else pytest.param(stage, marks=pytest.mark.nightly) for stage in STAGES],
+)
 def test_ctrl_c_in_any_stage_leaves_nothing(ground: Ground, scratch: Path, stage: str) -> None:
     before = snapshot(ground.out)
     act = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
@@ -114,7 +117,14 @@ def _await_ends(handles: list[int]) -> None:
 # --- death -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["exporting to ONNX", "making artifacts", "writing bundles"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param("exporting to ONNX", marks=pytest.mark.nightly),
+        "making artifacts",
+        pytest.param("writing bundles", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_killed_build_is_completed_by_the_next(ground: Ground, scratch: Path, stage: str) -> None:
     before, models = snapshot(ground.out / "tiny" / "1.0.0"), _artifacts(ground)
     expected = _names(ground.out)
@@ -147,7 +157,7 @@ def watch(event, arguments):
         if seen == {limit}:
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(watch)
-from exporter.cli import boundary
+from exporter.cli.terminal import boundary
 plain = boundary.run_guarded
 import exporter.cli
 def counted(*given):
@@ -158,6 +168,7 @@ exporter.cli.run_guarded = counted
 """
 
 
+@pytest.mark.nightly
 def test_a_build_killed_at_any_write_is_completed_by_the_next(ground: Ground, scratch: Path) -> None:
     code, _, stderr = _start(ground, scratch, act=KILL_AT.format(limit=-1)).end()
     assert code == 0, stderr
@@ -176,7 +187,11 @@ def test_a_build_killed_at_any_write_is_completed_by_the_next(ground: Ground, sc
 
 @pytest.mark.parametrize(
     ("how", "exit_code", "said"),
-    [("SIGKILL", 15, "SIGKILL"), ("SIGSEGV", 70, "SIGSEGV"), ("SIGABRT", 70, "SIGABRT")],
+    [
+        ("SIGSEGV", 70, "SIGSEGV"),
+        pytest.param("SIGKILL", 15, "SIGKILL", marks=pytest.mark.nightly),
+        pytest.param("SIGABRT", 70, "SIGABRT", marks=pytest.mark.nightly),
+    ],
 )
 def test_a_runtime_that_dies_is_named_with_file_and_signal(
     ground: Ground, scratch: Path, how: str, exit_code: int, said: str
@@ -260,7 +275,10 @@ def test_a_full_disk_is_told_with_figures(ground: Ground, small_disk: Path, scra
     assert snapshot(ground.out) == before
 
 
-@pytest.mark.parametrize("kilobytes", [1, 4, 7])
+@pytest.mark.parametrize(
+    "kilobytes",
+    [pytest.param(1, marks=pytest.mark.nightly), 4, pytest.param(7, marks=pytest.mark.nightly)],
+)
 def test_a_limit_on_file_size_at_any_point_is_a_resource_error(
     ground: Ground, scratch: Path, kilobytes: int
 ) -> None:

@@ -107,7 +107,7 @@ def test_labels_that_fit_no_sample(ground: Ground, label: np.ndarray, said: str)
             "ValueError: no such class",
         ),
         ("def score(outputs, labels):\n    return float('nan')\n", 10, "nan"),
-        ("def other(): ...\n", 2, "score"),
+        ("def other(): ...\n", 10, "score"),
         ("import does_not_exist\n", 10, "does_not_exist"),
     ],
     ids=["raises", "not a number", "absent", "import"],

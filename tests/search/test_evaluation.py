@@ -60,6 +60,7 @@ def recipe(tmp_path: Path) -> Path:
     return tmp_path / "recipe.toml"
 
 
+@pytest.mark.nightly
 def test_three_trials_of_a_real_network(recipe: Path, tmp_path: Path) -> None:
     question = read_question(recipe)
 

@@ -29,7 +29,7 @@ ALL_INT8 = {"v2", "v3-large-relu", "lite0", "ds-cnn"}
 
 
 SOME = [
-    name if name in {"v3-small", "encoder", "ds-cnn"} else pytest.param(name, marks=pytest.mark.slow)
+    name if name in {"v3-small", "encoder", "ds-cnn"} else pytest.param(name, marks=pytest.mark.nightly)
     for name in CASES
 ]
 
@@ -87,7 +87,7 @@ def test_an_encoder_takes_sentences_of_any_length(tmp_path: Path) -> None:
         np.testing.assert_allclose(model.run(given)["logits"], source.forward(given)[0], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", CASES)
 def test_litert_files_answer_as_the_student_does(shipped: Warehouse, name: str) -> None:
     student = shipped[name]
@@ -97,7 +97,7 @@ def test_litert_files_answer_as_the_student_does(shipped: Warehouse, name: str) 
     assert quantized.coverage.mac_share > 0.95
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", CASES)
 def test_core_ml_packages_hold_the_students_weights(shipped: Warehouse, name: str) -> None:
     student = shipped[name]

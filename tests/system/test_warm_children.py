@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import pytest
 
 from exporter.errors import InternalError, ResourceError, TimeLimitError
 from exporter.system.isolation import IsolatedResult, call_isolated
+from exporter.system.isolation.server import Server
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="warm servers exist on Linux only")
 HERE = Path(__file__).parent
@@ -220,6 +222,22 @@ def test_the_user_may_ask_for_fresh_interpreters(call: Call, monkeypatch: pytest
     assert call("look").value["parent"] == os.getpid()
     monkeypatch.setenv("EDGE_FRESH_CHILDREN", "0")
     assert call("look").value["parent"] != os.getpid()
+
+
+def test_a_server_that_nobody_asks_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporter.system.isolation.server.IDLE_SECONDS", 0.01)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        Server(theirs, "").serve()
+
+
+def test_a_server_that_still_imports_is_ended_at_the_jobs_limit(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.system.isolation.warm._GRACE_SECONDS", 0.1)
+    with pytest.raises(TimeLimitError):
+        call("answer", preload=("slow_library",), timeout_s=0.5)
+    assert _children_with("slow_library") == []
 
 
 OWNER = """

@@ -77,7 +77,9 @@ class Mixed(nn.Module):
         return torch.where(mixed > 0, mixed.cumsum(1), mixed**2).amax(1)
 
 
-@pytest.mark.parametrize("build", [pytest.param(models.build_cnn, marks=pytest.mark.slow), models.build_vit])
+@pytest.mark.parametrize(
+    "build", [pytest.param(models.build_cnn, marks=pytest.mark.nightly), models.build_vit]
+)
 def test_the_demo_models_agree_with_onnxruntime(build: Callable[[], nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
     specs, feeds = picture(32, 1)
@@ -120,7 +122,7 @@ def small_transformers() -> dict[str, tuple[Callable[[], nn.Module], bool | None
     }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["resnet", "mobilenet", "bert", "gpt2"])
 def test_public_architectures_agree_with_onnxruntime(name: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")

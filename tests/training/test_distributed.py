@@ -75,6 +75,7 @@ def test_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
         torch.testing.assert_close(first[name], weights, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.nightly
 def test_two_killed_processes_go_on_to_the_same_bits(tmp_path: Path) -> None:
     options: dict[str, object] = {
         "epochs": 2, "batch_size": 16, "augment": "augment.py:shift", "checkpoint_seconds": 0.0,

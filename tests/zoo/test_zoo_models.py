@@ -104,7 +104,7 @@ def test_samples_repeat_for_a_seed_and_differ_between_seeds(zoo: ModuleType) -> 
     assert one["input_ids"].max() < 30522
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", MILLION_PARAMETERS)
 def test_every_model_exports_with_named_axes(zoo: ModuleType, name: str, tmp_path: Path) -> None:
     model = zoo.MODELS[name]()

@@ -59,7 +59,9 @@ class _Fork:
         os.close(self.handle)
 
 
-class _Server:
+class Server:
+    """What takes jobs from a socket and forks for each, or refuses all of them with the reason `refusal`."""
+
     def __init__(self, control: socket.socket, refusal: str) -> None:
         self._control = control
         self._refusal = refusal
@@ -220,7 +222,7 @@ def serve(control: int, libraries: Sequence[str]) -> NoReturn:
     """Be a warm server: import `libraries`, take jobs from the socket `control`, and end this process when none can come."""
     connection = socket.socket(fileno=control)
     connection.set_inheritable(False)
-    server = _Server(connection, preload(libraries))
+    server = Server(connection, preload(libraries))
     # The log belongs to the job that this process was started for.
     sys.stdout.flush()
     sys.stderr.flush()

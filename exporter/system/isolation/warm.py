@@ -68,7 +68,8 @@ class WarmChild:
         self._server = _FLEET.server((how.python, *how.preload), how.environment, sink)
         self._report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         folder = os.open(".", os.O_PATH)  # a handle: the working folder may have lost its name
-        told = {name: environment_of_child(how.environment).get(name) for name in CHANGING}
+        variables = environment_of_child(how.environment)
+        told = {name: variables.get(name) for name in CHANGING}
         try:
             self._server.send({"job": asdict(job), "told": told}, [theirs.fileno(), sink.fileno(), folder])
         except OSError as gone:
@@ -95,12 +96,9 @@ class WarmChild:
                 self._is_over = True
                 status: int = message["status"]
                 return status
-            self._pid = message["pid"]
-        self._is_over = True
-        _FLEET.drop(self._server)
+        self._lose()
         if self._pid is None:
             raise ServerLostError
-        kill_group(self._pid)
         return -signal.SIGKILL
 
     def end(self) -> None:
@@ -108,17 +106,23 @@ class WarmChild:
         with self._report:
             if self._is_over:
                 return
-            self._report.shutdown(
-                socket.SHUT_WR
-            )  # this is how the server hears that the job is not wanted any more
+            # This is how the server hears that the job is not wanted any more.
+            self._report.shutdown(socket.SHUT_WR)
             deadline = time.monotonic() + _GRACE_SECONDS
             try:
-                while self._receive(deadline):
-                    pass
+                while message := self._receive(deadline):
+                    if "pid" not in message:
+                        return
             except TimeoutError:
-                _FLEET.drop(self._server)
-                if self._pid is not None:
-                    kill_group(self._pid)
+                pass  # it may be importing still, and hears nothing
+            self._lose()
+
+    def _lose(self) -> None:
+        """End a server that tells no more; its job ends with it, and what the job has started is ended here."""
+        self._is_over = True
+        _FLEET.drop(self._server)
+        if self._pid is not None:
+            kill_group(self._pid)
 
     def _receive(self, deadline: float | None) -> dict[str, Any]:
         """Return what the server tells next, empty when it tells no more; `TimeoutError` past `deadline`."""
@@ -129,6 +133,7 @@ class WarmChild:
         except ConnectionResetError:
             message = b""
         told: dict[str, Any] = json.loads(message) if message else {}
+        self._pid = told.get("pid", self._pid)
         return told
 
 

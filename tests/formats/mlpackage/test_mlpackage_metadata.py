@@ -69,6 +69,7 @@ def test_xcode_and_coremltools_find_the_same_texts(package: Path) -> None:
     assert dict(metadata.userDefined) == METADATA | {"edge.license": "MIT"}
 
 
+@pytest.mark.nightly
 def test_metadata_leaves_the_bytes_reproducible(
     program: Program, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

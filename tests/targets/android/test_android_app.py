@@ -76,6 +76,7 @@ final class App {
 """
 
 
+@pytest.mark.nightly
 @needs_java
 @needs_gradle
 @needs_android_plugin

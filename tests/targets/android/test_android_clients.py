@@ -191,6 +191,7 @@ def script(*arguments: object, **variables: str) -> tuple[int, str, str]:
     return result.returncode, result.stdout, result.stderr
 
 
+@pytest.mark.nightly
 @needs_java
 @needs_gradle
 def test_the_script_pulls_over_http_and_prepares_the_golden_pictures(tmp_path: Path) -> None:

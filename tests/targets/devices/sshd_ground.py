@@ -42,6 +42,17 @@ class Sshd:
         return f"ssh://{getpass.getuser()}@127.0.0.1:{self.port}"
 
 
+def greets(port: int) -> bool:
+    """Whether an sshd answers at `port`: a connection alone may be one of this process to itself."""
+    with socket.socket() as knock:
+        knock.settimeout(5)
+        try:
+            knock.connect(("127.0.0.1", port))
+            return knock.recv(4) == b"SSH-"
+        except OSError:
+            return False
+
+
 @contextlib.contextmanager
 def serving(command: list[str], folder: Path) -> Iterator[Sshd]:
     """Run the sshd of `command` with keys of its own; `restart(**environment)` changes what its sessions see."""
@@ -75,14 +86,13 @@ def serving(command: list[str], folder: Path) -> Iterator[Sshd]:
             f"AuthorizedKeysFile {folder}/authorized\nStrictModes no\nPasswordAuthentication no\n"
             f"KbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\nSetEnv {settings}\n"
         )
-        with (folder / "sshd.log").open("ab") as log:
-            running.append(
-                subprocess.Popen([*command, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=log)
-            )
         for _ in range(100):
-            with socket.socket() as knock:
-                if knock.connect_ex(("127.0.0.1", port)) == 0:
-                    return
+            if not running or running[-1].poll() is not None:
+                with (folder / "sshd.log").open("ab") as log:
+                    arguments = ["-D", "-e", "-f", str(folder / "sshd_config")]
+                    running.append(subprocess.Popen([*command, *arguments], stderr=log))
+            if greets(port):
+                return
             time.sleep(0.05)
         raise AssertionError((folder / "sshd.log").read_text())
 

@@ -45,6 +45,7 @@ def _counts(bundle: Path, core: str) -> dict[str, float]:
     return {item["file"]: item["instructions_m"] for item in report["measurements"]}
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("reachable")
 def test_the_real_arm_runtimes_answer_as_the_host_did_and_count_the_same_twice(bundle: Path) -> None:
     once, again = (_counts(bundle, "cortex-a72") for _ in range(2))
@@ -55,6 +56,7 @@ def test_the_real_arm_runtimes_answer_as_the_host_did_and_count_the_same_twice(b
         assert again[file] == pytest.approx(number, rel=0.01, abs=0.002)
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("reachable")
 def test_a_product_counts_what_it_must(tmp_path: Path) -> None:
     """A bigger matrix product is dearer by about its own arithmetic: eight flops a vector instruction at the most."""

@@ -142,6 +142,7 @@ def test_a_board_without_network_is_told_so_and_is_carried_the_wheels(
     assert [*(tmp_path / "host-cache").rglob("onnxruntime*.whl")]
 
 
+@pytest.mark.nightly
 def test_one_killed_half_way_leaves_no_environment_and_is_remade(bundle: Path, board: Sshd) -> None:
     tmp, making = board.folder / "tmp", board.folder / "cache" / "edge-exporter"
 
@@ -174,6 +175,7 @@ def test_a_host_that_hangs_up_ends_pip_and_leaves_nothing(bundle: Path, board: S
     assert shelf(board) == ["venv.lock"]
 
 
+@pytest.mark.nightly
 def test_a_second_bench_waits_for_the_first_and_the_link_stays_alive(
     bundle: Path, board: Sshd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +207,7 @@ def test_without_the_module_venv_debians_package_is_named(bundle: Path, board: S
     assert shelf(board) == []
 
 
+@pytest.mark.nightly
 def test_a_version_that_no_wheel_has_is_named(bundle: Path, board: Sshd) -> None:
     evidence = [{"artifact": "onnx:float32", "runtime": "onnxruntime-cpu", "runtime_version": "0.0.1"}]
     say_evidence(bundle, json.dumps(evidence))

@@ -49,6 +49,7 @@ def pillow(device: EmulatedDevice) -> Path:
     return wheel
 
 
+@pytest.mark.nightly
 def test_the_wheel_predicts_and_replays_on_arm_in_both_runtimes(
     pi_bundle: Path, device: EmulatedDevice, pillow: Path, tmp_path: Path
 ) -> None:

@@ -42,6 +42,7 @@ def arm_python(pi: VirtualPi, path: Path, core: str = "cortex-a76", **environmen
     return str(program(path, f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n'))
 
 
+@pytest.mark.nightly
 def test_an_aarch64_board_behind_ssh_answers_as_the_host_did(
     bundle: Path, sshd: Sshd, pi: VirtualPi, tmp_path: Path
 ) -> None:
@@ -122,6 +123,7 @@ def test_an_older_runtime_is_told_with_the_version_that_built_the_bundle(bundle:
 # -- firmware --
 
 
+@pytest.mark.nightly
 def test_a_vcgencmd_that_hangs_is_asked_once_and_does_not_stop_the_measurement(
     bundle: Path, sshd: Sshd
 ) -> None:

@@ -115,6 +115,7 @@ def test_a_model_that_changed_after_it_was_installed_is_not_loaded(registry: Pat
     assert three.stderr.splitlines()[-1].startswith(f"tiny_edge.run.ModelError: {model} has SHA-256 ")
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_everything_comes_from_indexes_into_an_empty_environment(pi_bundle: Path, tmp_path: Path) -> None:
     """Nothing is linked: pip itself brings numpy, Pillow and both runtimes from the index that this machine uses."""

@@ -67,4 +67,4 @@ def test_every_import_is_declared() -> None:
 
 
 def test_every_core_dependency_is_imported() -> None:
-    assert declared() - IMPORTED - {"jinja2"} == set()
+    assert declared() - IMPORTED == set()
